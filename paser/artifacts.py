@@ -1,0 +1,203 @@
+"""Files that are either complete or absent, and their digests.
+
+Everything is written beside its target and renamed at the end; nothing half-written is ever left
+under its final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.errors import PaserError
+from paser.records import schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+_CHUNK = 1 << 20
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def files_below(path: Path) -> list[Path]:
+    """All files of a directory in a fixed order, without `__pycache__` (or the file itself)."""
+    if path.is_file():
+        return [path]
+    found = (p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return sorted(found, key=lambda p: p.relative_to(path).as_posix())
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """SHA-256 of each file of a directory, by its POSIX path inside."""
+    return {p.relative_to(path).as_posix(): sha256_file(p) for p in files_below(path)}
+
+
+def tree_digest(digests: dict[str, str]) -> str:
+    """One digest for a directory: SHA-256 over its sorted `digest  path` lines."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return sha256_bytes(lines.encode("utf-8"))
+
+
+def sha256_path(path: Path) -> str:
+    """Digest of a file's bytes, or of a directory's names and bytes."""
+    if not path.exists():
+        raise PaserError(f"{path} does not exist", remedy="run the stage that writes it")
+    return sha256_file(path) if path.is_file() else tree_digest(file_digests(path))
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON-able value; raises on anything that has no stable form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_bytes(text.encode("utf-8"))
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into an error that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PaserError(
+                f"no space left on the disk while writing {path}",
+                remedy="free some space (`paser cache prune` empties PASER's own cache) and run "
+                "the same command again; finished shards are kept",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yields a path beside `target`; renamed to `target` on success, removed on any error."""
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(f"{target.name}.partial-*"):
+            remove(stale)
+        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        try:
+            yield partial
+            replace(partial, target)
+        except BaseException:
+            remove(partial)
+            raise
+
+
+def replace(partial: Path, target: Path) -> None:
+    """Puts `partial` in the place of `target`, whatever stood there."""
+    if target.is_dir() and not target.is_symlink():
+        remove(target)
+    os.replace(partial, target)
+
+
+def json_text(value: Any) -> str:
+    """The one way JSON files are written: sorted keys, two-space indent, no NaN, a final newline."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `json_text(value)`."""
+    with staged(path) as partial:
+        partial.write_text(json_text(value), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PaserError(f"{path} does not exist", remedy="run the stage that writes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PaserError(f"{path} is not JSON: {error}", remedy="restore or rebuild it") from error
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with staged(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False))
+            stream.write("\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream if line.strip()]
+
+
+def write_table(path: Path, table: str, rows: list[dict[str, Any]]) -> None:
+    """A parquet file with exactly the columns of `records.schema(table)`; same rows, same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = schema(table)
+    unknown = {key for row in rows for key in row} - set(columns.names)
+    if unknown:
+        raise PaserError(f"{path.name}: columns {sorted(unknown)} are not in table {table!r}")
+    with staged(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=columns), partial, compression="zstd")
+
+
+def read_rows(path: Path, table: str) -> list[dict[str, Any]]:
+    """The rows of a parquet file, with its columns checked against `records.schema(table)`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        raise PaserError(f"{path} does not exist", remedy="run the stage that writes it")
+    try:
+        content = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise PaserError(f"{path} is not a parquet file: {error}", remedy="rebuild it") from error
+    expected = schema(table)
+    missing = [name for name in expected.names if name not in content.column_names]
+    if missing:
+        raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
+    rows: list[dict[str, Any]] = content.select(expected.names).to_pylist()
+    return rows
+
+
+def read_frame(path: Path, table: str) -> pd.DataFrame:
+    """Like `read_rows`, as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(read_rows(path, table), columns=schema(table).names)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A `.npy` file without pickled objects."""
+    import numpy as np
+
+    with staged(path) as partial, partial.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A `.npy` file, memory-mapped and read-only; never unpickles."""
+    import numpy as np
+
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,1 @@
+"""Records, traces and proofs: which rows went into which model."""

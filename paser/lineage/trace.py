@@ -1,0 +1,186 @@
+"""Which data went into a recovered model: rows, scores, settings and the chain of stages behind it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.artifacts import sha256_file
+from paser.errors import PaserError
+from paser.lineage.entry import (
+    Entry,
+    Row,
+    chain_summary,
+    cluster_shares,
+    describes,
+    find_entry,
+    settings_of,
+    shares,
+)
+from paser.lineage.provenance import PROVENANCE, load_provenance
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything `paser audit trace` tells about a model.
+
+    `by_source`, `by_license`, `by_label`: `{name, rows, tokens}`; `by_cluster` also has the JSD (nats,
+    0 to ln 2) of its rows. `settings` are by stage; `chain` lists the stages with the digests of what
+    each read and wrote.
+    """
+
+    model: str
+    role: str
+    merkle_root: str
+    rows: int
+    tokens: int
+    by_source: list[Row]
+    by_license: list[Row]
+    by_label: list[Row]
+    by_cluster: list[Row]
+    benchmarks: list[str]
+    settings: dict[str, Any]
+    chain: list[Row]
+    seed: int
+    entry: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trace(model: Path, entry: Path | None = None) -> Trace:
+    """Traces a model folder through an audit entry: the given one, or that of its project.
+
+    Raises `PaserError` where the model has no provenance, no entry is found, or the entry is of another
+    model. Nothing is hashed but `provenance.json`: `verify` is the one that proves.
+    """
+    provenance = load_provenance(model)
+    found = entry or find_entry(model)
+    if found is None:
+        raise PaserError(
+            f"no audit entry found for {model}",
+            remedy="`dvc repro audit` or `dvc checkout data/audit` in its project, or give the entry's "
+            "folder with --entry",
+        )
+    source = Entry(found)
+    source.content()
+    records = source.records()
+    if not describes(records, sha256_file(model / PROVENANCE), provenance["role"]):
+        raise PaserError(
+            f"the audit entry {found} is not of {model}: no stage recorded there wrote this "
+            f"{PROVENANCE} (Merkle root {provenance['merkle_root']})",
+            remedy="give its entry with --entry, or `dvc repro audit`; `paser audit verify` says what "
+            "differs",
+        )
+    rows = _rows_of(source, provenance)
+    return Trace(
+        model=str(model),
+        role=provenance["role"],
+        merkle_root=provenance["merkle_root"],
+        rows=provenance["rows"],
+        tokens=provenance["tokens"],
+        by_source=shares(rows, lambda row: row["source"]),
+        by_license=shares(rows, lambda row: row["license"]),
+        by_label=shares(rows, lambda row: row["label"]),
+        by_cluster=cluster_shares(rows, source.scores(), source.clusters()),
+        benchmarks=sorted({row["benchmark"] for row in rows if row["benchmark"]}),
+        settings=settings_of(records),
+        chain=chain_summary(records),
+        seed=provenance["seed"],
+        entry=str(found),
+    )
+
+
+def _rows_of(entry: Entry, provenance: dict[str, Any]) -> list[Row]:
+    """The register's rows the model was trained on, in training order, with their training tokens.
+
+    Tokens are those of `selected.jsonl`; for a control's rows, which it does not hold, those scored.
+    """
+    tokens = {row["row_id"]: row["prompt_tokens"] + row["response_tokens"] for row in entry.scores()}
+    if provenance["role"] == "recovered":
+        tokens |= {row["row_id"]: row["tokens"] for row in entry.selected()}
+    known = {row["row_id"]: row for row in entry.rows() if row["role"] in ("trained", "rejected")}
+    rows = []
+    for row_id in provenance["row_ids"]:
+        if row_id not in known:
+            raise PaserError(
+                f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/rows.parquet",
+                remedy="`paser audit verify` says what was altered",
+            )
+        rows.append({**known[row_id], "tokens": tokens.get(row_id, 0)})
+    return rows
+
+
+def render(found: Trace, console: Console | None = None) -> None:
+    """Prints a trace as tables."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or Console()
+    head = Table.grid(padding=(0, 2))
+    head.add_column(no_wrap=True)
+    head.add_column(overflow="fold")
+    for name, value in (
+        ("model", f"{found.model} ({found.role})"),
+        ("Merkle root", found.merkle_root),
+        ("trained on", f"{found.rows:,} rows, {found.tokens:,} tokens"),
+        ("benchmark items", ", ".join(found.benchmarks) or "none"),
+        ("seed", str(found.seed)),
+        ("audit entry", found.entry),
+    ):
+        head.add_row(f"[bold]{name}[/]", escape(value))
+    console.print(head)
+    for title, group in (
+        ("source", found.by_source),
+        ("licence", found.by_license),
+        ("label", found.by_label),
+    ):
+        table = Table(title=f"Rows by {title}", title_justify="left")
+        table.add_column(title, overflow="fold")
+        table.add_column("rows", justify="right")
+        table.add_column("tokens", justify="right")
+        for row in group:
+            table.add_row(escape(row["name"]), f"{row['rows']:,}", f"{row['tokens']:,}")
+        console.print(table)
+    table = Table(
+        title="Rows by cluster, and the divergence (JSD) they were scored with", title_justify="left"
+    )
+    table.add_column("cluster", overflow="fold")
+    for name in ("rows", "tokens", "mean JSD", "lowest", "highest"):
+        table.add_column(name, justify="right")
+    for row in found.by_cluster:
+        numbers = (row["jsd_mean"], row["jsd_min"], row["jsd_max"])
+        shown = ("-" if number is None else f"{number:.4f}" for number in numbers)
+        name = escape(f"{row['cluster']} {row['name']}")
+        table.add_row(name, f"{row['rows']:,}", f"{row['tokens']:,}", *shown)
+    console.print(table)
+    table = Table(title="Settings that decided each stage", title_justify="left")
+    table.add_column("stage")
+    table.add_column("settings", overflow="fold")
+    for stage, params in found.settings.items():
+        table.add_row(stage, escape(", ".join(f"{k}={v}" for k, v in _flat(params))) or "-")
+    console.print(table)
+    table = Table(title="Chain: what each stage read and wrote", title_justify="left")
+    for name in ("stage", "", "path", "SHA-256"):
+        table.add_column(name, overflow="fold")
+    for link in found.chain:
+        stage = link["stage"]
+        for side, verb in (("inputs", "read"), ("outputs", "wrote")):
+            for path, digest in link[side].items():
+                table.add_row(stage, verb, escape(path), f"{digest[:16]}…")
+                stage = ""
+        table.add_section()
+    console.print(table)
+
+
+def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return found

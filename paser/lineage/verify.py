@@ -1,0 +1,489 @@
+"""Proves, or disproves, that a model is what its audit entry says, by hashing every byte again.
+
+No check trusts another tool's idea of what is unchanged, and none stops at the first failure: the
+answer is the whole list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.artifacts import file_digests, json_text, read_json, sha256_file, tree_digest
+from paser.errors import PaserError
+from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
+from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
+from paser.lineage.merkle import merkle_root
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.record import Artefact
+from paser.records import row_id
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+CHECKOUT = "`dvc checkout` restores it"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked. `applies` is False where the check has no meaning for this model."""
+
+    name: str
+    ok: bool
+    detail: str
+    applies: bool = True
+
+
+def passed(checks: list[Check]) -> bool:
+    """Whether every check that applies is ok."""
+    return all(check.ok for check in checks)
+
+
+def as_json(checks: list[Check]) -> dict[str, Any]:
+    return {"ok": passed(checks), "checks": [asdict(check) for check in checks]}
+
+
+def verify(model: Path, entry: Path | None = None) -> list[Check]:
+    """Checks a model folder, its audit entry, and the project around the entry, where there is one.
+
+    The entry is the given one, or that of the model's project. Whatever cannot be read is a failed
+    check, never an exception; only a `model` that is no folder raises `PaserError`.
+    """
+    if not model.is_dir():
+        load_provenance(model)
+    return _Verification(model, entry or find_entry(model)).run()
+
+
+@dataclass
+class _Verification:
+    model: Path
+    entry_path: Path | None
+    checks: list[Check] = field(default_factory=list)
+    hashed: dict[Path, dict[str, str]] = field(default_factory=dict)
+
+    def run(self) -> list[Check]:
+        self._section(PROVENANCE, self._model)
+        proven = self._provenance_is_readable()
+        if self.entry_path is None:
+            self._fail(
+                "audit entry",
+                "none found near the model; give its folder with --entry, or restore data/audit with "
+                "`dvc checkout` in the model's project",
+            )
+            return self.checks
+        self._section("audit entry", self._entry)
+        self._section("entry.json", self._derived)
+        self._section("records", self._chain)
+        self._section("copies in the entry", self._copies)
+        if proven:
+            self._section("model against its record", self._model_record)
+            self._section("provenance against its record", self._provenance_record)
+            self._section("selected rows", self._selected)
+        self._section("decisions", self._decisions)
+        self._section("scores", self._scores)
+        self._section("register of rows", self._register)
+        if self.project is None:
+            self._skip("files of the project", "the entry lies outside a project")
+        else:
+            self._section("records of the project", self._project_records)
+            self._section("files of the project", self._project_files)
+        return self.checks
+
+    # What is read once.
+
+    @cached_property
+    def entry(self) -> Entry:
+        assert self.entry_path is not None
+        return Entry(self.entry_path)
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        return load_provenance(self.model)
+
+    @cached_property
+    def role(self) -> str:
+        role = self.provenance["role"]
+        if role not in STAGE_OF_ROLE:
+            raise PaserError(f"{PROVENANCE}: unknown role {role!r}")
+        return str(role)
+
+    @cached_property
+    def records(self) -> dict[str, Record]:
+        return self.entry.records()
+
+    @cached_property
+    def selected(self) -> list[Row]:
+        return self.entry.selected()
+
+    @cached_property
+    def project(self) -> Path | None:
+        """The project whose `data/audit` the entry is."""
+        root = self.entry.root.resolve()
+        inside = root.name == "audit" and root.parent.name == "data"
+        return root.parent.parent if inside and (root.parent / RECORDS).is_dir() else None
+
+    def _provenance_is_readable(self) -> bool:
+        try:
+            return bool(self.role)
+        except PaserError:
+            return False
+
+    def _digests(self, folder: Path) -> dict[str, str]:
+        """Digests of a folder's files; each folder is hashed once."""
+        key = folder.resolve()
+        if key not in self.hashed:
+            self.hashed[key] = file_digests(folder)
+        return self.hashed[key]
+
+    # How results are noted.
+
+    def _ok(self, name: str, detail: str) -> None:
+        self.checks.append(Check(name, True, detail))
+
+    def _fail(self, name: str, detail: str) -> None:
+        self.checks.append(Check(name, False, detail))
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.checks.append(Check(name, True, f"does not apply: {reason}", applies=False))
+
+    def _say(self, name: str, ok: bool, good: str, bad: str) -> None:
+        self._ok(name, good) if ok else self._fail(name, bad)
+
+    def _section(self, name: str, run: Callable[[], None]) -> None:
+        """Runs some checks; content that cannot be read or has lost its shape is one more failure."""
+        import pyarrow as pa
+
+        try:
+            run()
+        except PaserError as error:
+            self._fail(name, str(error.problem))
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
+            self._fail(name, f"cannot be read: {type(error).__name__}: {error}")
+
+    def _compare(self, name: str, where: str, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+        """One line if two sets of files are the same, else one for each file that differs."""
+        differing = [n for n in sorted({*expected, *found}) if expected.get(n) != found.get(n)]
+        for file in differing:
+            path = f"{where}/{file}" if where else file
+            if file not in found:
+                self._fail(name, f"{path} is missing (recorded {expected[file]}); {CHECKOUT}")
+            elif file not in expected:
+                self._fail(name, f"{path} was added: no record knows it (found {found[file]})")
+            else:
+                self._fail(name, f"{path}: recorded {expected[file]}, found {found[file]}")
+        if not differing:
+            self._ok(name, f"{where} {tree_digest(dict(found))} ({len(expected)} files)")
+
+    # The checks.
+
+    def _model(self) -> None:
+        found = {n: d for n, d in self._digests(self.model).items() if n != PROVENANCE}
+        self._compare("files of the model", str(self.model), self.provenance["files"], found)
+        row_ids = self.provenance["row_ids"]
+        root, stated = merkle_root(row_ids), self.provenance["merkle_root"]
+        self._say(
+            "Merkle root of the model",
+            root == stated and len(row_ids) == self.provenance["rows"],
+            f"{stated} over {len(row_ids)} rows",
+            f"stated {stated} for {self.provenance['rows']} rows, its {len(row_ids)} row ids give {root}",
+        )
+
+    def _entry(self) -> None:
+        content = self.entry.content()
+        self._compare("files of the audit entry", str(self.entry.root), content["files"], self.entry.files())
+
+    def _derived(self) -> None:
+        """`entry.json` must be, to the byte, what the other files of the entry make it."""
+        content = self.entry.content()
+        path = self.entry.root / ENTRY
+        expected = self.entry.derived_text(content["files"])
+        stated = path.read_text(encoding="utf-8")
+        self._say(
+            "entry.json follows from the files beside it",
+            stated == expected,
+            f"SHA-256 {sha256_file(path)}",
+            f"{path}: {_first_difference(content, expected)}",
+        )
+
+    def _chain(self) -> None:
+        for stage, record in sorted(self.records.items()):
+            for artefact in inconsistent(record):
+                self._fail(
+                    f"record of {stage}",
+                    f"{artefact.path}: recorded {artefact.sha256}, its listed files give "
+                    f"{tree_digest(artefact.files or {})}",
+                )
+        for link in links(self.records):
+            if link.producer is None:
+                continue
+            more = f" (differs in {', '.join(link.differing[:3])})" if link.differing else ""
+            self._say(
+                f"{link.stage} read what {link.producer} wrote",
+                link.ok,
+                f"{link.path} {link.read}",
+                f"{link.path}: {link.producer} wrote {link.written}, {link.stage} read {link.read}{more}",
+            )
+
+    def _copies(self) -> None:
+        written = {a.path: a for record in self.records.values() for a in artefacts(record, "outputs")}
+        for name, path in COPIES.items():
+            recorded = written[path].sha256 if path in written else ABSENT
+            copy = self.entry.root / name
+            found = sha256_file(copy) if copy.exists() else ABSENT
+            self._say(
+                "copy in the entry",
+                found == recorded,
+                f"{name} {found}",
+                f"{copy}: the stage that writes {path} recorded {recorded}, found {found}",
+            )
+        files = written[MODEL].files if MODEL in written else None
+        recorded = (files or {}).get(PROVENANCE, ABSENT)
+        copy = self.entry.root / PROVENANCE
+        found = sha256_file(copy) if copy.exists() else ABSENT
+        self._say(
+            "copy in the entry",
+            found == recorded,
+            f"{PROVENANCE} {found}",
+            f"{copy}: stage recover recorded {recorded}, found {found}",
+        )
+
+    def _model_record(self) -> None:
+        stage = STAGE_OF_ROLE[self.role]
+        outputs = artefacts(self.records[stage], "outputs")
+        recorded = next((a for a in outputs if PROVENANCE in (a.files or {})), None)
+        name = f"model against the record of {stage}"
+        if recorded is None or recorded.files is None:
+            self._fail(name, f"the record of {stage} holds no model with a {PROVENANCE}")
+        else:
+            self._compare(name, str(self.model), recorded.files, self._digests(self.model))
+
+    def _provenance_record(self) -> None:
+        """Settings, seed and inputs in the model's folder against the record of its stage."""
+        stage = STAGE_OF_ROLE[self.role]
+        record = self.records[stage]
+        read = {a.path: a.sha256 for a in artefacts(record, "inputs")}
+        name = f"provenance against the record of {stage}"
+        for path, digest in sorted(self.provenance["inputs"].items()):
+            recorded = read.get(path, ABSENT)
+            self._say(
+                name,
+                digest == recorded,
+                f"{path} {digest}",
+                f"{path}: {PROVENANCE} says {digest}, the record {recorded}",
+            )
+        params = record["params"]
+        for key, value in sorted(self.provenance["settings"].items()):
+            recorded_value = params.get(key, params.get("recover", {}).get(key, ABSENT))
+            if value != recorded_value:
+                self._fail(name, f"setting {key}: {PROVENANCE} says {value!r}, the record {recorded_value!r}")
+        seed = self.provenance["seed"]
+        if seed != record["seed"]:
+            self._fail(name, f"seed: {PROVENANCE} says {seed}, the record {record['seed']}")
+
+    def _selected(self) -> None:
+        """The rows in training order, their ids made again from their texts, against both roots."""
+        name = "row ids follow from the texts"
+        if self.role != "recovered":
+            self._control_rows()
+            return
+        made = []
+        for number, row in enumerate(self.selected, 1):
+            made.append(row_id(row["instruction"], row["input"] or "", row["output"]))
+            if made[-1] != row["row_id"]:
+                self._fail(
+                    name,
+                    f"selected.jsonl line {number}: stated {row['row_id']}, its text gives {made[-1]}",
+                )
+        if made == [row["row_id"] for row in self.selected]:
+            self._ok(name, f"{len(made)} rows of selected.jsonl")
+        trained = self.provenance["row_ids"]
+        self._say(
+            "selected rows are the trained rows, in order",
+            made == trained,
+            f"{len(made)} rows",
+            _sequence_difference("selected.jsonl", made, PROVENANCE, trained),
+        )
+        roots = {
+            "selected.jsonl": merkle_root(made),
+            PROVENANCE: self.provenance["merkle_root"],
+            ENTRY: self.entry.content()["merkle_root"],
+        }
+        listed = ", ".join(f"{file} {root}" for file, root in roots.items())
+        self._say("Merkle roots agree", len(set(roots.values())) == 1, roots[ENTRY], listed)
+        tokens = sum(int(row["tokens"]) for row in self.selected)
+        self._say(
+            "training tokens",
+            tokens == self.provenance["tokens"],
+            f"{tokens}",
+            f"selected.jsonl sums to {tokens}, {PROVENANCE} says {self.provenance['tokens']}",
+        )
+
+    def _control_rows(self) -> None:
+        reason = "a control is trained on control.jsonl, which the entry does not hold"
+        for name in ("row ids follow from the texts", "selected rows are the trained rows, in order"):
+            self._skip(name, reason)
+        known = {row["row_id"] for row in self.entry.rows() if row["role"] in ("trained", "rejected")}
+        strangers = [r for r in self.provenance["row_ids"] if r not in known]
+        self._say(
+            "rows of the control are rows of the pool",
+            not strangers,
+            f"{self.provenance['rows']} rows",
+            f"{len(strangers)} are not, the first is {(strangers or [''])[0]}",
+        )
+
+    def _decisions(self) -> None:
+        """`selected.jsonl` holds exactly the accepted rows, each in the cluster it was decided in."""
+        decisions = self.entry.decisions()
+        accepted = {row["row_id"]: row["cluster"] for row in decisions if row["decision"] == "accepted"}
+        chosen = {row["row_id"]: row["cluster"] for row in self.selected}
+        name = "selected rows are the accepted rows"
+        wrong = sorted(chosen.items() ^ accepted.items(), key=str)
+        self._say(
+            name,
+            not wrong and len(chosen) == len(self.selected),
+            f"{len(accepted)} of {len(decisions)} decisions",
+            f"decisions.parquet accepts {len(accepted)}, selected.jsonl holds {len(self.selected)}"
+            + (f"; they differ in row {wrong[0][0]}" if wrong else "; a row stands twice"),
+        )
+
+    def _scores(self) -> None:
+        """Each decision was made on the score that was recorded for its row."""
+        scored = {row["row_id"]: row["jsd"] for row in self.entry.scores()}
+        decisions = self.entry.decisions()
+        wrong = [
+            row["row_id"]
+            for row in decisions
+            if row["row_id"] not in scored or not _same_number(row["jsd"], scored[row["row_id"]])
+        ]
+        self._say(
+            "decisions rest on the recorded scores",
+            not wrong,
+            f"{len(decisions)} rows",
+            f"{len(wrong)} decisions have another JSD than scores.parquet, first row {(wrong or [''])[0]}",
+        )
+
+    def _register(self) -> None:
+        """The register of rows names the trained rows, with source, licence and cluster."""
+        keys = ("source", "source_row", "license", "label", "cluster")
+        registered = {
+            row["row_id"]: tuple(row[key] for key in keys)
+            for row in self.entry.rows()
+            if row["role"] == "trained"
+        }
+        chosen = {row["row_id"]: tuple(row[key] for key in keys) for row in self.selected}
+        wrong = sorted({n for n, _ in registered.items() ^ chosen.items()})
+        self._say(
+            "register names the selected rows",
+            not wrong,
+            f"{len(chosen)} rows of rows.parquet",
+            f"rows.parquet and selected.jsonl differ in {len(wrong)} rows, first {(wrong or [''])[0]}",
+        )
+
+    def _project_records(self) -> None:
+        assert self.project is not None
+        held = file_digests(self.entry.root / RECORDS)
+        folder = self.project / "data" / RECORDS
+        found = {n: sha256_file(folder / n) for n in held if (folder / n).exists()}
+        self._compare("records of the project against the entry", str(folder), held, found)
+
+    def _project_files(self) -> None:
+        """Every recorded output, every root of the chain, and the entry itself, against the disk."""
+        assert self.project is not None
+        for link in links(self.records):
+            if link.producer is None:
+                recorded = Artefact(link.path, link.read, 0, files=link.files)
+                self._on_disk(f"input of {link.stage} on disk", recorded)
+        for stage, record in sorted(self.records.items()):
+            for output in artefacts(record, "outputs"):
+                self._on_disk(f"output of {stage} on disk", output)
+        audit = self.project / "data" / RECORDS / "audit.json"
+        if audit.exists():
+            record = read_json(audit)
+            for artefact in artefacts(record, "inputs"):
+                if artefact.path.startswith(f"data/{RECORDS}/"):
+                    self._on_disk("input of audit on disk", artefact)
+            for output in artefacts(record, "outputs"):
+                self._on_disk("output of audit on disk", output)
+
+    def _on_disk(self, name: str, recorded: Artefact) -> None:
+        assert self.project is not None
+        path = self.project / recorded.path
+        if not path.exists():
+            self._fail(name, f"{recorded.path} is missing (recorded {recorded.sha256}); {CHECKOUT}")
+        elif path.is_dir() and recorded.files is not None:
+            self._compare(name, recorded.path, recorded.files, self._digests(path))
+        else:
+            found = tree_digest(self._digests(path)) if path.is_dir() else sha256_file(path)
+            self._say(
+                name,
+                found == recorded.sha256,
+                f"{recorded.path} {found}",
+                f"{recorded.path}: recorded {recorded.sha256}, found {found}",
+            )
+
+
+def _same_number(a: float | None, b: float | None) -> bool:
+    return a == b or (a is not None and b is not None and a != a and b != b)
+
+
+def _sequence_difference(name_a: str, a: list[str], name_b: str, b: list[str]) -> str:
+    for position, (left, right) in enumerate(zip(a, b, strict=False), 1):
+        if left != right:
+            return f"row {position}: {name_a} has {left}, {name_b} {right}"
+    return f"{name_a} has {len(a)} rows, {name_b} {len(b)}"
+
+
+def _first_difference(stated: Any, expected_text: str) -> str:
+    """Where `entry.json` departs from what it must say, as a dotted path."""
+    expected = json.loads(expected_text)
+    if json_text(stated) == expected_text:
+        return "the same values, but not the bytes PASER writes"
+    path: list[str] = []
+    while isinstance(stated, dict) and isinstance(expected, dict):
+        differing = [k for k in sorted({*stated, *expected}) if stated.get(k) != expected.get(k)]
+        if not differing:
+            break
+        path.append(differing[0])
+        stated, expected = stated.get(differing[0]), expected.get(differing[0])
+    return f"{'.'.join(path)} is {_short(stated)}, the other files give {_short(expected)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def render(checks: list[Check], console: Console | None = None) -> None:
+    """Prints every check as a line of a table, then the failures in full, where the eye ends."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or Console()
+    table = Table(title="What was checked", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("check", overflow="fold")
+    table.add_column("detail", overflow="fold")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[bold red]FAILED[/]"
+        detail = _DIGEST.sub(lambda digest: f"{digest[0][:12]}…", check.detail)
+        table.add_row(mark if check.applies else "[dim]n/a[/]", escape(check.name), escape(detail))
+    console.print(table)
+    failures = [check for check in checks if not check.ok]
+    applied = sum(check.applies for check in checks)
+    for check in failures:
+        console.print(
+            f"[bold red]FAILED[/] {escape(check.name)}\n  {escape(check.detail)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if failures:
+        console.print(f"[bold red]{len(failures)} of {applied} checks FAILED[/]", highlight=False)
+    else:
+        console.print(f"[green]all {applied} checks ok[/]", highlight=False)

@@ -1,0 +1,1 @@
+"""The paper as pure functions on arrays: no files, no models, no clock."""

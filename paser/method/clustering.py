@@ -1,0 +1,219 @@
+"""Capability clusters on manifold coordinates (method.md, section 1): symmetric NMF or k-means, the
+number of clusters by spectral gap, and how stable the result is under resampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paser.errors import PaserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import scipy.sparse as sparse
+
+NMF_ITERATIONS = 200
+NMF_TOLERANCE = 1e-5
+STABILITY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """`labels`: (n,) numbered 0 .. K-1 by falling size, ties by the smallest row; `memberships`:
+    (n, K), rows sum to 1."""
+
+    labels: np.ndarray
+    memberships: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return int(self.memberships.shape[1])
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The chosen number of clusters with its spectral gap, and the runner-up."""
+
+    k: int
+    gap: float
+    runner_up: int | None
+    runner_up_gap: float | None
+
+
+def spectral_gap(eigenvalues: np.ndarray, k_min: int, k_max: int) -> Gap:
+    """The K within k_min .. k_max with the largest lambda_K - lambda_{K+1} (trivial eigenvalue first).
+
+    Ties go to the smaller K. Raises when no K of the range has both eigenvalues.
+    """
+    last = min(k_max, len(eigenvalues) - 1)
+    if last < k_min:
+        raise PaserError(
+            f"the pool is too small for a choice of K between {k_min} and {k_max}: "
+            f"{len(eigenvalues)} eigenvalues",
+            remedy="set cluster.k to a number, or lower cluster.k_min",
+        )
+    gaps = sorted(
+        ((float(eigenvalues[k - 1] - eigenvalues[k]), k) for k in range(k_min, last + 1)),
+        key=lambda pair: (-pair[0], pair[1]),
+    )
+    second = gaps[1] if len(gaps) > 1 else (None, None)
+    return Gap(gaps[0][1], gaps[0][0], second[1], second[0])
+
+
+def symmetric_nmf(
+    affinity: sparse.csr_matrix, start: np.ndarray, seed: int
+) -> np.ndarray:
+    """H >= 0 of shape (n, K) that minimises |W - H H^T|_F^2, W = D^-1/2 A D^-1/2.
+
+    Damped multiplicative updates, H <- H (1/2 + W H / (2 H H^T H)) (Ding, He and Simon 2005). `start`
+    are labels (n,). A column that empties is re-seeded from the rows explained worst. Cost and memory
+    grow with the entries of `affinity` times K.
+    """
+    import numpy as np
+    import scipy.sparse as sparse
+
+    count, columns = affinity.shape[0], int(start.max()) + 1
+    degree = np.maximum(np.asarray(affinity.sum(axis=1)).ravel(), 1e-12)
+    scale = sparse.diags(1 / np.sqrt(degree))
+    weights = sparse.csr_matrix(scale @ affinity @ scale)
+    rng = np.random.default_rng(seed)
+    factor = np.full((count, columns), 0.1) + 0.01 * rng.random((count, columns))
+    factor[np.arange(count), start] += 1.0
+    gram = factor.T @ factor
+    factor *= np.sqrt(max(float((factor * (weights @ factor)).sum()), 1e-12) / float((gram**2).sum()))
+    previous = np.inf
+    total = float(weights.multiply(weights).sum())
+    for step in range(NMF_ITERATIONS):
+        product = weights @ factor
+        gram = factor.T @ factor
+        loss = total - 2 * float((factor * product).sum()) + float((gram**2).sum())
+        if step and previous - loss <= NMF_TOLERANCE * max(total, 1e-12):
+            break
+        previous = loss
+        factor *= 0.5 + 0.5 * product / np.maximum(factor @ gram, 1e-12)
+        _reseed(factor, weights, rng)
+    return factor
+
+
+def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Generator) -> None:
+    """Gives each column that is nobody's largest the rows whose links are explained worst."""
+    import numpy as np
+
+    count, columns = factor.shape
+    sizes = np.bincount(factor.argmax(axis=1), minlength=columns)
+    for column in np.flatnonzero(sizes == 0):
+        explained = (factor**2).sum(axis=1)
+        linked = np.asarray(weights.sum(axis=1)).ravel()
+        worst = np.argsort(explained - linked, kind="stable")[: max(1, count // (10 * columns))]
+        factor[:, column] = 1e-3 * rng.random(count) * factor.max()
+        factor[worst, column] = factor.max()
+
+
+def cluster(
+    algorithm: str,
+    coordinates: np.ndarray,
+    k: int,
+    neighbours: int,
+    seed: int,
+) -> Clustering:
+    """`k` clusters (fewer if some stay empty) by `nmf` or `kmeans` on coordinates of shape (n, d)."""
+    import numpy as np
+    from sklearn.cluster import KMeans
+
+    from paser.method.manifold import self_tuned_graph
+
+    count = len(coordinates)
+    if k > count:
+        raise PaserError(
+            f"{k} clusters were asked for, but the pool has {count} rows",
+            remedy="set cluster.k to auto or to a smaller number",
+        )
+    if k == 1:
+        return Clustering(np.zeros(count, dtype=np.int64), np.ones((count, 1)))
+    distinct = len(np.unique(coordinates, axis=0))
+    labels = KMeans(min(k, distinct), n_init=10, random_state=seed).fit(coordinates).labels_
+    if algorithm == "kmeans" or count < 4:
+        memberships = np.eye(int(labels.max()) + 1)[labels]
+    elif algorithm == "nmf":
+        graph = self_tuned_graph(coordinates, neighbours)
+        factor = symmetric_nmf(graph.affinity, labels, seed)
+        sums = factor.sum(axis=1, keepdims=True)
+        memberships = np.where(sums > 0, factor / np.maximum(sums, 1e-300), 1 / factor.shape[1])
+    else:
+        raise PaserError(f"unknown clustering {algorithm!r}", remedy="nmf or kmeans")
+    return _numbered(memberships)
+
+
+def _numbered(memberships: np.ndarray) -> Clustering:
+    """Numbers clusters by falling size, ties by the smallest row; drops empty ones."""
+    import numpy as np
+
+    labels = memberships.argmax(axis=1)
+    found, first, sizes = np.unique(labels, return_index=True, return_counts=True)
+    order = sorted(range(len(found)), key=lambda i: (-sizes[i], first[i]))
+    kept = memberships[:, found[order]]
+    kept = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-300)
+    return Clustering(kept.argmax(axis=1).astype(np.int64), kept)
+
+
+def assign(
+    clustering: Clustering, coordinates: np.ndarray, new: np.ndarray, neighbours: int
+) -> np.ndarray:
+    """Cluster of new points, shape (m,): the largest mean membership among their nearest pool rows."""
+    import numpy as np
+
+    from paser.method.manifold import nearest
+
+    if not len(new):
+        return np.zeros(0, dtype=np.int64)
+    distances, positions = nearest(coordinates, new, neighbours)
+    width = np.maximum(distances[:, -1:], 1e-12)
+    weights = np.exp(-((distances / width) ** 2))
+    votes = np.einsum("ij,ijk->ik", weights, clustering.memberships[positions])
+    return votes.argmax(axis=1).astype(np.int64)
+
+
+def stability(
+    rerun: Callable[[np.ndarray, int], np.ndarray], labels: np.ndarray, runs: int, seed: int
+) -> list[float]:
+    """Adjusted Rand index of `labels` with those of `rerun(rows, seed)` on 90 % of the rows, each run."""
+    import numpy as np
+    from sklearn.metrics import adjusted_rand_score
+
+    scores = []
+    for number in range(runs):
+        rng = np.random.default_rng([seed, number])
+        size = max(2, round(STABILITY_SHARE * len(labels)))
+        rows = np.sort(rng.choice(len(labels), size=size, replace=False))
+        scores.append(float(adjusted_rand_score(labels[rows], rerun(rows, seed + 1 + number))))
+    return scores
+
+
+def cluster_phrases(
+    phrases: Sequence[Sequence[str]], labels: Sequence[int], count: int, top: int = 8
+) -> list[list[str]]:
+    """The key phrases that tell each cluster from the others: class-based TF-IDF, best first.
+
+    tf is the share of the cluster's rows with the phrase, idf the log of rows over rows with it. A
+    phrase counts when two rows of the cluster have it.
+    """
+    import math
+    from collections import Counter
+
+    everywhere: Counter[str] = Counter()
+    inside: list[Counter[str]] = [Counter() for _ in range(count)]
+    sizes: Mapping[int, int] = Counter(labels)
+    for row, label in zip(phrases, labels, strict=True):
+        everywhere.update(set(row))
+        inside[label].update(set(row))
+    result = []
+    for label, counter in enumerate(inside):
+        scores = {
+            phrase: found / sizes[label] * math.log(1 + len(labels) / everywhere[phrase])
+            for phrase, found in counter.items()
+            if found > 1 or sizes[label] < 4
+        }
+        result.append(sorted(scores, key=lambda phrase: (-scores[phrase], phrase))[:top])
+    return result

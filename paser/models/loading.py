@@ -1,0 +1,162 @@
+"""Loading and saving causal language models and their tokenizers, from local files only.
+
+Checkpoints that are pickles are refused: unpickling runs code that the file's author chose. Remote
+code is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_SAFE = "convert it to safetensors where you trust it (`save_pretrained` writes that), then come back"
+
+
+def model_directory(path: Path) -> Path:
+    """`path` if it holds a model, else its only sub-folder that does."""
+    if not path.exists():
+        raise ModelError(f"{path} does not exist", remedy="check the path of the model")
+    if _holds_model(path):
+        return path
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and _holds_model(p)) if path.is_dir() else []
+    if len(inside) == 1:
+        return inside[0]
+    found = f"{len(inside)} models" if inside else "no model"
+    raise ModelError(
+        f"{path} holds {found}",
+        remedy="name a folder with config.json and safetensors, or with one .gguf file",
+    )
+
+
+def _holds_model(path: Path) -> bool:
+    return path.is_dir() and ((path / "config.json").exists() or any(path.glob("*.gguf")))
+
+
+def _gguf(path: Path) -> str | None:
+    files = sorted(p.name for p in path.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{path} holds {len(files)} GGUF files: {', '.join(files)}", remedy="keep one")
+    return files[0] if files and not (path / "config.json").exists() else None
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raises if the weights of a model folder are only there as pickles."""
+    if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+        return
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{path / pickles[0]} is a pickle; loading it could run code of its author, so it is refused",
+            remedy=_SAFE,
+        )
+    raise ModelError(f"{path} holds no weights", remedy="expected *.safetensors or one *.gguf file")
+
+
+def quiet_transformers() -> None:
+    """Errors only, no progress bars: PASER shows its own progress."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; the pad token is set to a special token when there is none."""
+    quiet_transformers()
+    from transformers import AutoTokenizer
+
+    path = model_directory(path)
+    extra: dict[str, Any] = {}
+    if gguf := _gguf(path):
+        extra["gguf_file"] = gguf
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **extra
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path}: the tokenizer cannot be loaded: {_first_line(error)}",
+            remedy="the folder needs tokenizer.json or the files of its tokenizer class",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """A causal language model in evaluation mode, all weights in `dtype` on `device`.
+
+    Reads a Hugging Face folder with safetensors, or a folder with one GGUF file, which is dequantised.
+    """
+    quiet_transformers()
+    from transformers import AutoModelForCausalLM
+
+    path = model_directory(path)
+    refuse_pickles(path)
+    extra: dict[str, Any] = {}
+    if gguf := _gguf(path):
+        extra["gguf_file"] = gguf
+    else:
+        extra["use_safetensors"] = True
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, trust_remote_code=False, **extra
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"{path}: the model cannot be loaded: {_first_line(error)}",
+            remedy="it must load with transformers' AutoModelForCausalLM, without remote code",
+        ) from error
+    if gguf:
+        model = _without_quantisation(model)
+    return model.to(device).eval()
+
+
+def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that can be saved: one read from GGUF passes for quantised."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain
+
+
+def save_causal_lm(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """A folder that plain transformers loads: safetensors, configuration, tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+
+
+def vocabulary_mismatch(
+    original: PreTrainedTokenizerBase, pruned: PreTrainedTokenizerBase
+) -> str | None:
+    """Why two tokenizers cannot be compared token by token, or None when they agree."""
+    first, second = original.get_vocab(), pruned.get_vocab()
+    if first == second:
+        return None
+    if len(first) != len(second):
+        return f"{len(first)} and {len(second)} tokens"
+    differing = sorted(token for token, number in first.items() if second.get(token) != number)
+    return f"{len(differing)} tokens have other numbers, {differing[0]!r} first"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,136 @@
+"""Several models loaded for one pass over a table: shared by scoring and evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.cache import Cache
+from paser.errors import ModelError
+from paser.lineage.record import package_versions
+from paser.models.passes import FusedPass, context_length
+from paser.models.shards import Arrays, run_shards
+from paser.models.tokens import SampleEncoder
+from paser.progress import say, warn
+from paser.records import row_to_sample
+from paser.settings import ScoreSettings, Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """The reference model, those compared with it, and the encoder they share."""
+
+    reference: PreTrainedModel
+    others: Mapping[str, PreTrainedModel]
+    encoder: SampleEncoder
+    precision: str
+    threads: int
+
+    @classmethod
+    def load(cls, paths: Mapping[str, Path], settings: Settings, cache: Cache) -> ModelSet:
+        """Loads the models at `paths`; the first one is the reference.
+
+        Raises ModelError where two vocabularies differ: their distributions cannot be compared.
+        """
+        from paser.models.loading import load_causal_lm, load_tokenizer, vocabulary_mismatch
+        from paser.models.precision import choose_device, choose_dtype, set_threads
+
+        runtime = settings.runtime
+        device, threads = choose_device(runtime.device), set_threads(runtime.threads)
+        dtype = choose_dtype(settings.model.precision, device, cache)
+        first, *rest = paths
+        tokenizer = load_tokenizer(paths[first])
+        for name in rest:
+            if why := vocabulary_mismatch(tokenizer, load_tokenizer(paths[name])):
+                raise ModelError(
+                    f"models {first!r} ({paths[first]}) and {name!r} ({paths[name]}) have different "
+                    f"vocabularies: {why}",
+                    remedy="the pruned model must come from the original one",
+                )
+        loaded = {name: load_causal_lm(path, dtype=dtype, device=device) for name, path in paths.items()}
+        widths = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in loaded.items()}
+        if len({*widths.values()}) > 1:
+            raise ModelError(
+                f"the models' vocabulary projections have different sizes: {widths}",
+                remedy="the pruned model must keep the original's vocabulary",
+            )
+        encoder = SampleEncoder(tokenizer)
+        if encoder.template == "plain":
+            say("  the tokenizer has no chat template: a plain instruction/response template is used")
+        others = {name: loaded[name] for name in rest}
+        return cls(loaded[first], others, encoder, str(dtype).removeprefix("torch."), threads)
+
+    def limit(self, max_tokens: int) -> int:
+        """`max_tokens`, or less where a model's context is shorter."""
+        contexts = [context_length(m) for m in (self.reference, *self.others.values())]
+        shortest = min((c for c in contexts if c), default=max_tokens)
+        if shortest < max_tokens:
+            warn(f"samples are cut at the models' context of {shortest} tokens (asked: {max_tokens})")
+        return min(shortest, max_tokens)
+
+
+def fused_arrays(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    models: ModelSet,
+    digests: Mapping[str, str],
+    settings: ScoreSettings,
+    cache: Cache,
+) -> Arrays:
+    """`FusedPass` over rows of a pool table, in shards that survive a kill; arrays in row order."""
+    limit = models.limit(settings.max_tokens)
+    encoded = [models.encoder.encode(row_to_sample(dict(row)), limit) for row in rows]
+    cut = sum(sample.cut for sample in encoded)
+    if cut:
+        warn(f"{cut} of {len(rows)} rows are longer than {limit} tokens and were cut at the end")
+    fused = FusedPass(models.reference, models.others, settings.temperature, settings.batch_tokens)
+    determines = {
+        "models": dict(digests),
+        "max_tokens": limit,
+        "batch_tokens": settings.batch_tokens,
+        "temperature": settings.temperature,
+        "precision": models.precision,
+        "device": str(models.reference.device),
+        "threads": models.threads,
+        "template": models.encoder.template,
+        "versions": package_versions(),
+    }
+
+    def compute(positions: list[int]) -> Arrays:
+        return fused([encoded[p] for p in positions])
+
+    return run_shards(title, [str(row["row_id"]) for row in rows], determines, compute, cache)
+
+
+def score_rows(
+    pool: Sequence[Mapping[str, Any]],
+    models: ModelSet,
+    digests: Mapping[str, str],
+    settings: ScoreSettings,
+    cache: Cache,
+) -> list[dict[str, Any]]:
+    """The rows of `scores.parquet`: the pool scored with the models `original` and `pruned`."""
+    arrays = fused_arrays("score", pool, models, digests, settings, cache)
+    return [
+        {
+            "row_id": row["row_id"],
+            "jsd": finite(arrays["jsd_pruned"][i]),
+            "loss_original": finite(arrays["loss"][i]),
+            "loss_pruned": finite(arrays["loss_pruned"][i]),
+            "prompt_tokens": int(arrays["prompt_tokens"][i]),
+            "response_tokens": int(arrays["response_tokens"][i]),
+            "status": str(arrays["status"][i]),
+        }
+        for i, row in enumerate(pool)
+    ]
+
+
+def finite(value: float) -> float | None:
+    """A number, or None where it is NaN or infinite (parquet and JSON have no stable NaN)."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,77 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, always with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    def __call__(self, amount: float = 1.0) -> None: ...
+
+
+def say(line: str) -> None:
+    """One line for the person who watches; standard output stays free for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    say(f"warning: {line}")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def progress(title: str, total: float, unit: str = "rows") -> Iterator[Advance]:
+    """Yields `advance(amount)`; `total` is in `unit`. Plain lines come at each tenth of the work."""
+    with (_bar if sys.stderr.isatty() else _lines)(title, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+
+        def advance(amount: float = 1.0) -> None:
+            bar.advance(task, amount)
+
+        yield advance
+
+
+@contextmanager
+def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
+    start, done, shown = time.monotonic(), 0.0, 0
+
+    def advance(amount: float = 1.0) -> None:
+        nonlocal done, shown
+        done += amount
+        tenth = int(10 * done / total) if total else 10
+        if tenth > shown:
+            shown = tenth
+            spent = time.monotonic() - start
+            left = spent * (total - done) / done if done else 0.0
+            say(f"  {title}: {done:,.0f}/{total:,.0f} {unit}, {duration(spent)}, {duration(left)} left")
+
+    yield advance

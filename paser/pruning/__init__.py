@@ -1,0 +1,1 @@
+"""Pruning schemes, one file each, behind one small protocol."""

@@ -1,0 +1,1 @@
+"""LoRA recovery that resumes, and that keeps a sparse model sparse."""

@@ -1,0 +1,376 @@
+"""The report's figures as SVG text: the same data always gives the same bytes.
+
+Colours become CSS variables with a fallback, so one drawing serves the light and the dark page and can
+still be used alone; text stays text, so it can be read aloud, searched and copied.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Name -> light colour. The page gives the dark one. Okabe and Ito's palette, safe for colour-blind
+# readers; no colour alone carries a meaning.
+COLOURS = {
+    "ink": "#1b2430",
+    "muted": "#5b6776",
+    "faint": "#c9d0d8",
+    "original": "#4d5866",
+    "pruned": "#d55e00",
+    "recovered": "#0072b2",
+    "control": "#b98200",
+    "accent": "#0f6fa8",
+    "loss": "#c2410d",
+    "soft": "#9db8cc",
+}
+CLUSTER_COLOURS = (
+    "#0173b2", "#de8f05", "#029e73", "#cc4778", "#8b6fd1", "#7a6a53", "#3bb0c9", "#a3a500",
+)  # fmt: skip
+CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P")
+MODEL_MARKERS = {"original": "|", "pruned": "X", "recovered": "o", "control": "D"}
+WIDTH = 8.6
+LABEL_LENGTH = 34
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval; bounds may be missing."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def short(text: str, length: int = LABEL_LENGTH) -> str:
+    """One printable line of at most `length` characters."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else f"{line[: length - 1].rstrip(' ,')}…"
+
+
+@contextmanager
+def _drawing(name: str) -> Iterator[None]:
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "svg.hashsalt": name,
+        "svg.fonttype": "none",
+        "font.family": "DejaVu Sans",
+        "font.size": 9.5,
+        "text.parse_math": False,
+        "axes.unicode_minus": True,
+        "axes.edgecolor": COLOURS["faint"],
+        "axes.labelcolor": COLOURS["muted"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "text.color": COLOURS["ink"],
+        "xtick.color": COLOURS["faint"],
+        "xtick.labelcolor": COLOURS["muted"],
+        "ytick.color": COLOURS["faint"],
+        "ytick.labelcolor": COLOURS["ink"],
+        "grid.color": COLOURS["faint"],
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that DejaVu lacks; the browser's font draws it
+        yield
+
+
+def _figure(rows: float, panels: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, max(1.5, rows)), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False, **kwargs)
+    return figure, list(axes[0])
+
+
+def _svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as one `<svg>` element with a title and a description for screen readers."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
+    for identity in sorted(used, key=len, reverse=True):
+        text = re.sub(rf'(id="|#){re.escape(identity)}(?=["\)])', rf"\g<1>{name}-{identity}", text)
+    text = re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", _font, text)
+    for colour, value in COLOURS.items():
+        text = text.replace(value, f"var(--fig-{colour}, {value})")
+    for number, value in enumerate(CLUSTER_COLOURS):
+        text = text.replace(value, f"var(--fig-k{number}, {value})")
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert size is not None
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {size[1]} {size[2]}" role="img" aria-labelledby="{name}-title {name}-desc">\n'
+        f'<title id="{name}-title">{escape(title)}</title>\n'
+        f'<desc id="{name}-desc">{escape(description)}</desc>'
+    )
+    text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+    return text.rstrip() + "\n"
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = "font-weight: 600; " if "700" in match[1] or "bold" in match[1] else ""
+    return f"{weight}font-size: {match[2]}; font-family: var(--fig-font, sans-serif)"
+
+
+def _rows_axis(axes: Axes, labels: Sequence[str]) -> None:
+    """One row a label, the first on top, without a spine."""
+    axes.set_yticks(range(len(labels)), labels=[short(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.grid(True)
+
+
+def _mark(axes: Axes, y: float, point: Interval, model: str, label: str | None = None) -> None:
+    if point.low is not None and point.high is not None:
+        axes.plot([point.low, point.high], [y, y], color=COLOURS[model], linewidth=2.2, alpha=0.55)
+    axes.plot(
+        [point.value], [y], MODEL_MARKERS[model], color=COLOURS[model], markersize=7.5, label=label,
+        markeredgewidth=2.4 if model == "original" else 0.0, linestyle="none",
+    )  # fmt: skip
+
+
+def headline(
+    fidelity: dict[str, Interval], closed: dict[str, Interval], description: str, name: str = "fig-headline"
+) -> str:
+    """Overall fidelity gap and gap closed of each trained model, between pruned (0) and original (1)."""
+    with _drawing(name):
+        models = list(dict.fromkeys([*fidelity, *closed]))
+        figure, panels = _figure(0.85 + 0.42 * len(models), 2, sharey=True)
+        for axes, title, values in zip(
+            panels, ("Fidelity gap", "Gap closed (loss)"), (fidelity, closed), strict=True
+        ):
+            for y, model in enumerate(models):
+                if model in values:
+                    _mark(axes, y, values[model], model)
+                    axes.annotate(
+                        f"{values[model].value:.2f}",
+                        (values[model].value, y),
+                        (0, 8),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=9,
+                    )
+            _rows_axis(axes, models)
+            axes.set_ylim(len(models) - 0.5, -0.75)
+            low = min([0.0, *(v.low if v.low is not None else v.value for v in values.values())])
+            high = max([1.0, *(v.high if v.high is not None else v.value for v in values.values())])
+            axes.set_xlim(low - 0.06, high + 0.06)
+            axes.axvline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.axvline(1, color=COLOURS["original"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel("0 = pruned model   ·   1 = original model")
+        return _svg(figure, name, "Overall result", description)
+
+
+def funnel(steps: Sequence[tuple[str, int, str]], description: str, name: str = "fig-funnel") -> str:
+    """`steps`: (label, rows, kind); kind is `stock` (what is there) or `loss` (what leaves)."""
+    with _drawing(name):
+        figure, (axes,) = _figure(0.55 + 0.27 * len(steps))
+        running = steps[0][1] if steps else 0
+        most = max((rows for _, rows, _ in steps), default=1) or 1
+        for y, (_, rows, kind) in enumerate(steps):
+            if kind == "stock":
+                running = rows
+                axes.barh(y, rows, height=0.72, color=COLOURS["accent"])
+                end = rows
+            else:
+                axes.barh(y, rows, left=running - rows, height=0.5, color=COLOURS["loss"], alpha=0.75)
+                end, running = running, running - rows
+            sign = "" if kind == "stock" else "−"
+            weight = "bold" if kind == "stock" else "normal"
+            axes.text(end + most * 0.008, y, f"{sign}{rows:,}", va="center", fontsize=9, fontweight=weight)
+        _rows_axis(axes, [label for label, _, _ in steps])
+        for tick, (_, _, kind) in zip(axes.get_yticklabels(), steps, strict=True):
+            tick.set_fontweight("bold" if kind == "stock" else "normal")
+            tick.set_color(COLOURS["ink"] if kind == "stock" else COLOURS["muted"])
+        axes.set_xlim(0, most * 1.09)
+        axes.set_xlabel("rows")
+        return _svg(figure, name, "From the rows that were read to the rows that were selected", description)
+
+
+def cluster_map(
+    points: np.ndarray,
+    clusters: Sequence[int],
+    selected: Sequence[bool],
+    description: str,
+    name: str = "fig-map",
+) -> str:
+    """Rows on a plane, shape (n, 2), coloured by cluster; selected rows have a dark ring."""
+    import numpy as np
+
+    with _drawing(name):
+        figure, (axes,) = _figure(5.0)
+        members = np.asarray(clusters)
+        chosen = np.asarray(selected, dtype=bool)
+        size = float(np.clip(9000 / max(len(members), 1), 9, 40))
+        for cluster in sorted(set(clusters)):
+            marker = CLUSTER_MARKERS[cluster // len(CLUSTER_COLOURS) % len(CLUSTER_MARKERS)]
+            colour = CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)]
+            inside = points[(members == cluster) & ~chosen]
+            axes.scatter(inside[:, 0], inside[:, 1], s=size, c=colour, marker=marker, alpha=0.5, linewidths=0)
+            inside = points[(members == cluster) & chosen]
+            axes.scatter(
+                inside[:, 0], inside[:, 1], s=1.7 * size, c=colour, marker=marker,
+                linewidths=1.0, edgecolors=COLOURS["ink"],
+            )  # fmt: skip
+        for cluster in sorted(set(clusters)):
+            x, y = np.median(points[members == cluster], axis=0)
+            axes.text(
+                x, y, str(cluster), ha="center", va="center", fontsize=10.5, fontweight="bold",
+                color="#ffffff",
+                bbox={
+                    "boxstyle": "circle,pad=0.28",
+                    "facecolor": "#16202b",
+                    "edgecolor": CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)],
+                    "linewidth": 1.8,
+                },
+            )  # fmt: skip
+        axes.set_axis_off()
+        axes.margins(0.03)
+        return _svg(figure, name, "Map of the pool by cluster", description)
+
+
+def damage(
+    labels: Sequence[str], cds: Sequence[float], spread: Sequence[tuple[float, float]], description: str,
+    name: str = "fig-damage",
+) -> str:  # fmt: skip
+    """CDS a cluster as bars; `spread` is the range of the middle half of its rows."""
+    with _drawing(name):
+        figure, (axes,) = _figure(0.6 + 0.34 * len(labels))
+        top = max([*(high for _, high in spread), *cds, 1e-6])
+        for y, (value, (low, high)) in enumerate(zip(cds, spread, strict=True)):
+            axes.barh(y, value, height=0.62, color=COLOURS["soft"])
+            axes.plot([low, high], [y, y], color=COLOURS["ink"], linewidth=1.3)
+            axes.plot([value], [y], "|", color=COLOURS["ink"], markersize=11, markeredgewidth=2)
+            axes.text(max(value, high) + top * 0.012, y, f"{value:.3f}", va="center", fontsize=9)
+        _rows_axis(axes, labels)
+        axes.set_xlim(0, top * 1.1)
+        axes.set_xlabel("capability degradation score: mean JSD, 0 (unharmed) to 0.693")
+        return _svg(figure, name, "Damage by cluster", description)
+
+
+def budget(
+    labels: Sequence[str], allocated: Sequence[int], spent: Sequence[int], unit: str, description: str,
+    name: str = "fig-budget",
+) -> str:  # fmt: skip
+    """Allocated and spent budget a cluster, with the even share as a line."""
+    with _drawing(name):
+        figure, (axes,) = _figure(0.95 + 0.4 * len(labels))
+        top = max([*allocated, *spent, 1])
+        for y, (plan, done) in enumerate(zip(allocated, spent, strict=True)):
+            axes.barh(
+                y - 0.19, plan, height=0.32, facecolor="none", edgecolor=COLOURS["accent"],
+                linewidth=1.2, label="allocated by damage" if y == 0 else None,
+            )  # fmt: skip
+            axes.barh(
+                y + 0.19, done, height=0.36, color=COLOURS["accent"], label="spent" if y == 0 else None
+            )
+            axes.text(max(plan, done) + top * 0.012, y, f"{plan:,} → {done:,}", va="center", fontsize=9)
+        if labels:
+            even = sum(allocated) / len(labels)
+            axes.axvline(
+                even, color=COLOURS["pruned"], linestyle=(0, (4, 3)), linewidth=1.3,
+                label=f"even share ({even:,.0f})",
+            )  # fmt: skip
+        _rows_axis(axes, labels)
+        axes.set_xlim(0, top * 1.14)
+        axes.set_xlabel(unit)
+        figure.legend(loc="outside upper left", ncols=3)
+        return _svg(figure, name, "Budget by cluster", description)
+
+
+def reasons(labels: Sequence[str], counts: Sequence[int], description: str, name: str = "fig-reasons") -> str:
+    """How many rows were turned away for each reason."""
+    with _drawing(name):
+        figure, (axes,) = _figure(0.55 + 0.34 * len(labels))
+        top = max([*counts, 1])
+        for y, count in enumerate(counts):
+            axes.barh(y, count, height=0.6, color=COLOURS["soft"])
+            axes.text(count + top * 0.01, y, f"{count:,}", va="center", fontsize=9)
+        _rows_axis(axes, labels)
+        axes.set_xlim(0, top * 1.09)
+        axes.set_xlabel("rows of the pool")
+        return _svg(figure, name, "Why rows were left out", description)
+
+
+def by_capability(
+    labels: Sequence[str],
+    loss: Sequence[dict[str, float]],
+    jsd: Sequence[dict[str, float]],
+    description: str,
+    name: str = "fig-results",
+) -> str:
+    """JSD to the original and loss of every model, one row a capability."""
+    with _drawing(name):
+        figure, panels = _figure(1.1 + 0.36 * len(labels), 2, sharey=True)
+        for axes, title, values in zip(
+            panels, ("JSD to the original (left is better)", "Loss (left is better)"), (jsd, loss), strict=True
+        ):
+            for y, row in enumerate(values):
+                if row:
+                    axes.plot(
+                        [min(row.values()), max(row.values())], [y, y], color=COLOURS["faint"], linewidth=2.4
+                    )
+                for model, value in row.items():
+                    _mark(axes, y, Interval(value), model)
+            _rows_axis(axes, labels)
+            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+        _model_legend(figure, [m for m in MODEL_MARKERS if any(m in row for row in [*loss, *jsd])])
+        return _svg(figure, name, "Held-out results by capability", description)
+
+
+def gaps(
+    labels: Sequence[str],
+    fidelity: Sequence[dict[str, Interval]],
+    closed: Sequence[dict[str, Interval]],
+    description: str,
+    name: str = "fig-gaps",
+) -> str:
+    """Fidelity gap and gap closed with intervals, one row a capability."""
+    with _drawing(name):
+        figure, panels = _figure(1.1 + 0.46 * len(labels), 2, sharey=True)
+        for axes, title, values in zip(panels, ("Fidelity gap", "Gap closed"), (fidelity, closed), strict=True):
+            for y, row in enumerate(values):
+                for number, (model, point) in enumerate(row.items()):
+                    _mark(axes, y + 0.3 * (number - (len(row) - 1) / 2), point, model)
+            _rows_axis(axes, labels)
+            axes.axvline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.axvline(1, color=COLOURS["original"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel("0 = pruned   ·   1 = original")
+        used = {model for row in [*fidelity, *closed] for model in row}
+        _model_legend(figure, [m for m in MODEL_MARKERS if m in used])
+        return _svg(figure, name, "How much of the damage was repaired, by capability", description)
+
+
+def _model_legend(figure: Figure, models: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [], [], color=COLOURS[m], marker=MODEL_MARKERS[m], linestyle="none", markersize=7.5,
+            markeredgewidth=2.4 if m == "original" else 0.0, label=m,
+        )
+        for m in models
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles) or 1)

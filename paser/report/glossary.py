@@ -1,0 +1,115 @@
+"""The report's terms, each in words that need none of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Term:
+    """`key` is the anchor; `name` the heading; `text` one or two plain sentences."""
+
+    key: str
+    name: str
+    text: str
+
+
+GLOSSARY: tuple[Term, ...] = (
+    Term(
+        "budget",
+        "Budget",
+        "How much may be chosen from the pool: a number of rows, a share of them, or a number of training "
+        "tokens. It is divided over the clusters before any row is chosen.",
+    ),
+    Term(
+        "capability",
+        "Capability",
+        "What a row asks for, such as code or maths. It is the label which the row's source declares or, in "
+        "a pool without labels, the row's cluster. Nothing is selected by label.",
+    ),
+    Term(
+        "cds",
+        "Capability degradation score (CDS)",
+        "How badly pruning hurt one cluster: the mean JSD between the original and the pruned model over the "
+        "cluster's rows. From 0 (unharmed) to 0.693.",
+    ),
+    Term(
+        "cluster",
+        "Cluster",
+        "A group of rows that ask for similar things, found from the meaning of their text alone and named "
+        "after phrases that are typical of it.",
+    ),
+    Term(
+        "conflict",
+        "Conflict",
+        "A row is turned away when it joins two known concepts that no accepted row has joined before: "
+        "training on it might teach something that contradicts the rest.",
+    ),
+    Term(
+        "control",
+        "Control",
+        "The same pruned model trained in the same way on randomly drawn rows with the same number of training "
+        "tokens. Only what the recovered model gains over it is due to the choice of rows.",
+    ),
+    Term(
+        "fidelity-gap",
+        "Fidelity gap",
+        "The share of the distance to the original model that was won back: 1 − JSD of the recovered model ÷ "
+        "JSD of the pruned model. 0 is as far away as the pruned model, 1 is identical to the original, below "
+        "0 is further away than before.",
+    ),
+    Term(
+        "gap-closed",
+        "Gap closed",
+        "The share of the lost loss that was won back: (recovered − pruned) ÷ (original − pruned). Over several "
+        "capabilities it is a ratio of means. Above 1, training taught a format of answer that the original "
+        "model never had.",
+    ),
+    Term(
+        "held-out",
+        "Held-out rows",
+        "Rows set aside before anything was chosen. No model was trained on them, and none of them stands in "
+        "the pool, not even nearly.",
+    ),
+    Term(
+        "ies",
+        "Individual efficiency score (IES)",
+        "How much damage a row shows for what it costs to train on: its JSD divided by the logarithm of its "
+        "squared length in tokens. Inside a cluster, rows are taken from the highest down.",
+    ),
+    Term(
+        "interval",
+        "Interval",
+        "The range in which the value lies in 95 of 100 redraws of the held-out rows. It says nothing of how "
+        "another training seed would have come out.",
+    ),
+    Term(
+        "jsd",
+        "Jensen–Shannon divergence (JSD)",
+        "How differently two models continue the same text, averaged over the tokens of the response. From 0 "
+        "(the same predictions) to 0.693 (nothing in common).",
+    ),
+    Term(
+        "lora",
+        "LoRA",
+        "Training a few small added matrices instead of all the weights. They are merged into the model "
+        "afterwards, and weights that pruning removed stay removed.",
+    ),
+    Term(
+        "loss",
+        "Loss",
+        "How surprised a model is by the right response, in nats a token. Lower is better.",
+    ),
+    Term(
+        "merkle",
+        "Merkle root",
+        "One digest that stands for the exact list of training rows, in order. Whoever changes, adds, removes "
+        "or moves a single row gets another root.",
+    ),
+    Term(
+        "wanda",
+        "Wanda",
+        "The default way of pruning: in each layer it removes the weights whose size, times the size of what "
+        "passes through them, is least.",
+    ),
+)

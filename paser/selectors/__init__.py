@@ -1,0 +1,1 @@
+"""PASER and its rivals behind one protocol: (candidates, budget) -> Selection."""

@@ -1,0 +1,281 @@
+"""`params.yaml` as frozen, validated settings.
+
+An unknown key, a value out of range or a contradiction is an error that names the key, the value and
+what would be accepted. The ranges are explained beside each key in `params.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from paser.errors import SettingsError
+
+Tokens = Annotated[int, Field(ge=16, le=1_000_000)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+NM_PATTERNS: dict[str, tuple[int, int]] = {"2:4": (2, 4), "4:8": (4, 8)}
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSettings(Group):
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+
+
+class PoolSettings(Group):
+    max_tokens: Tokens = 256
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1.0)] = 0.8
+    holdout_per_label: Annotated[int, Field(ge=1)] = 30
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class PruneSettings(Group):
+    scheme: Literal["wanda"] = "wanda"
+    sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
+    max_tokens: Annotated[int, Field(ge=16, le=32768)] = 256
+
+    @model_validator(mode="after")
+    def pattern_fits_sparsity(self) -> Self:
+        if self.pattern in NM_PATTERNS:
+            kept, block = NM_PATTERNS[self.pattern]
+            implied = 1 - kept / block
+            if abs(self.sparsity - implied) > 1e-9:
+                raise ValueError(
+                    f"pattern {self.pattern} means a sparsity of {implied}, "
+                    f"but prune.sparsity is {self.sparsity}"
+                )
+        return self
+
+
+class EmbedSettings(Group):
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+class ClusterSettings(Group):
+    manifold: Literal["diffusion", "umap", "pca", "none"] = "diffusion"
+    algorithm: Literal["nmf", "kmeans"] = "nmf"
+    k: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    k_min: Annotated[int, Field(ge=1)] = 4
+    k_max: Annotated[int, Field(ge=1)] = 16
+    dimensions: Annotated[int, Field(ge=1, le=256)] = 16
+    neighbours: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
+    time: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    regularisation: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
+    stability_runs: Annotated[int, Field(ge=0, le=100)] = 5
+
+    @model_validator(mode="after")
+    def range_of_k(self) -> Self:
+        if self.k_min > self.k_max:
+            raise ValueError(f"k_min ({self.k_min}) is above k_max ({self.k_max})")
+        return self
+
+
+class ScoreSettings(Group):
+    temperature: Positive = 1.0
+    max_tokens: Tokens = 256
+    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 2048
+
+    @model_validator(mode="after")
+    def sample_fits_batch(self) -> Self:
+        if self.batch_tokens < self.max_tokens:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) is below max_tokens ({self.max_tokens}): "
+                "one sample would not fit"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be chosen: `amount` rows, a share (0 < amount <= 1) of the rows, or training tokens."""
+
+    amount: float
+    unit: Literal["rows", "share", "tokens"]
+
+    @classmethod
+    def parse(cls, text: str | int | float) -> Budget:
+        """`"10%"`, `120`, `"120"`, `0.1` (a share), `"20000 tokens"`."""
+        shown = repr(text)
+        remedy = 'write "10%", "120" (rows) or "20000 tokens"'
+        if isinstance(text, bool):
+            raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
+        if isinstance(text, float) and not text.is_integer():
+            return cls._share(text, shown)
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%|tokens?|rows?)?\s*", str(text))
+        if not match:
+            raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
+        amount, unit = float(match[1]), match[2] or ""
+        if unit == "%":
+            return cls._share(amount / 100, shown)
+        if unit == "" and not amount.is_integer():
+            return cls._share(amount, shown)
+        if amount <= 0 or not amount.is_integer():
+            raise SettingsError(
+                f"budget {shown} is not a positive whole number of rows or tokens", remedy=remedy
+            )
+        return cls(amount, "tokens" if unit.startswith("token") else "rows")
+
+    @classmethod
+    def _share(cls, share: float, shown: str) -> Budget:
+        if not 0 < share <= 1:
+            raise SettingsError(
+                f"budget {shown} is not a share of the pool",
+                remedy="choose more than 0 % and at most 100 %",
+            )
+        return cls(share, "share")
+
+
+class SelectSettings(Group):
+    budget: str = "10%"
+    policy: Literal[
+        "damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"
+    ] = "damage"
+    gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
+    floor: Annotated[int, Field(ge=0)] = 0
+    concepts: Annotated[int, Field(ge=1, le=64)] = 8
+    phrase_words: Annotated[int, Field(ge=1, le=8)] = 3
+    strictness: Fraction = 1.0
+    on_shortfall: Literal["relax", "leave"] = "relax"
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def budget_is_an_amount(cls, value: Any) -> str:
+        try:
+            Budget.parse(value)
+        except SettingsError as error:
+            raise ValueError(str(error.problem)) from error
+        return str(value)
+
+    @property
+    def parsed_budget(self) -> Budget:
+        return Budget.parse(self.budget)
+
+
+class RecoverSettings(Group):
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    alpha: Positive = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    learning_rate: Positive = 5e-4
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 2
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
+    micro_batch_size: Annotated[int, Field(ge=1)] = 4
+    warmup: Fraction = 0.1
+    max_grad_norm: Positive = 1.0
+    max_tokens: Tokens = 256
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 10
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def targets_are_names(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def batches_divide(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) does not divide "
+                f"batch_size ({self.batch_size})"
+            )
+        if not self.targets:
+            raise ValueError("targets is empty: there would be nothing to train")
+        return self
+
+
+class ControlSettings(Group):
+    enabled: bool = True
+
+
+class EvaluateSettings(Group):
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    allow_contaminated: bool = False
+
+
+class ReportSettings(Group):
+    map_rows: Annotated[int, Field(ge=10, le=100_000)] = 2000
+
+
+class RuntimeSettings(Group):
+    """What cannot change a result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    cache_gb: Annotated[float, Field(ge=0.0)] = 20.0
+
+
+class Settings(Group):
+    """All of `params.yaml`; a key that is left out has the default shown there."""
+
+    seed: Annotated[int, Field(ge=0)] = 17
+    model: ModelSettings = ModelSettings()
+    pool: PoolSettings = PoolSettings()
+    prune: PruneSettings = PruneSettings()
+    embed: EmbedSettings = EmbedSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    score: ScoreSettings = ScoreSettings()
+    select: SelectSettings = SelectSettings()
+    recover: RecoverSettings = RecoverSettings()
+    control: ControlSettings = ControlSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+def parse_settings(content: Any, origin: str) -> Settings:
+    """Validates a parsed document; `origin` names it in errors."""
+    if not isinstance(content, dict):
+        raise SettingsError(f"{origin}: expected a mapping of settings, found {type(content).__name__}")
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if part not in ("int", "literal['auto']"))
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{origin}: unknown key {key!r}", remedy=_closest(key)) from error
+        if first["type"] == "value_error":
+            raise SettingsError(
+                f"{origin}: {key}: {str(first['ctx']['error'])}",
+                remedy="the comments in params.yaml give the range",
+            ) from error
+        raise SettingsError(
+            f"{origin}: {key} is {first['input']!r}: {first['msg'].lower()}",
+            remedy="the comments in params.yaml give type and range",
+        ) from error
+
+
+def load_settings(path: Path) -> Settings:
+    """Reads and validates a settings file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(
+            f"{path} does not exist", remedy="run in a PASER project, or copy its params.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    return parse_settings(content or {}, str(path))
+
+
+def _closest(key: str) -> str:
+    """The known key that the user most likely meant."""
+    known = []
+    for name, info in Settings.model_fields.items():
+        known.append(name)
+        group = info.annotation
+        if isinstance(group, type) and issubclass(group, Group):
+            known += [f"{name}.{field}" for field in group.model_fields]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "see params.yaml for the known keys"

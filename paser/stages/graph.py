@@ -1,0 +1,229 @@
+"""The twelve stages: what each reads, writes, and which code and settings decide its output.
+
+`dvc.yaml` says the same to DVC (a test holds the two together); this table is what the stage's own
+record is made from, so that a stage run without DVC leaves the same record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paser.errors import StageError
+
+# Modules every stage passes through.
+CORE = (
+    "paser/artifacts.py",
+    "paser/cache.py",
+    "paser/errors.py",
+    "paser/lineage/record.py",
+    "paser/progress.py",
+    "paser/records.py",
+    "paser/settings.py",
+    "paser/stages/graph.py",
+    "paser/stages/run.py",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. Paths are POSIX, relative to the project.
+
+    `code` are files or folders of the package besides `CORE` and the stage's own file; `params` are
+    dotted keys of `params.yaml` that can change the outputs; `gpu` says whether it wants one at scale.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    params: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    gpu: bool = False
+
+    @property
+    def record(self) -> str:
+        return f"data/records/{self.name}.json"
+
+    @property
+    def run_record(self) -> str:
+        return f"data/records/{self.name}.run.json"
+
+    @property
+    def all_code(self) -> tuple[str, ...]:
+        return tuple(sorted({*CORE, *self.code, f"paser/stages/{self.name}.py"}))
+
+
+_POOL = "data/pool.parquet"
+_HOLDOUT = "data/holdout.parquet"
+_MODELS = "paser/models"
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "fetch",
+            inputs=("data/sources.yaml", "data/raw"),
+            outputs=(
+                "data/sources/original",
+                "data/sources/encoder",
+                "data/sources/pool",
+                "data/sources/calibration",
+                "data/sources/evaluation",
+            ),
+            code=("paser/sources",),
+        ),
+        Stage(
+            "pool",
+            inputs=(
+                "data/sources/original",
+                "data/sources/pool",
+                "data/sources/calibration",
+                "data/withdrawn.csv",
+            ),
+            outputs=(
+                _POOL,
+                _HOLDOUT,
+                "data/calibration.parquet",
+                "data/quarantine.parquet",
+            ),
+            params=("seed", "pool"),
+            code=("paser/pool", "paser/sources", _MODELS),
+        ),
+        Stage(
+            "prune",
+            inputs=("data/sources/original", "data/calibration.parquet"),
+            outputs=("data/models/original", "data/models/pruned"),
+            params=("seed", "model", "prune"),
+            code=(_MODELS, "paser/pruning"),
+            gpu=True,
+        ),
+        Stage(
+            "embed",
+            inputs=("data/sources/encoder", _POOL, _HOLDOUT),
+            outputs=("data/embeddings.npy", "data/holdout-embeddings.npy"),
+            params=("embed",),
+            code=(_MODELS,),
+            gpu=True,
+        ),
+        Stage(
+            "cluster",
+            inputs=(_POOL, _HOLDOUT, "data/embeddings.npy", "data/holdout-embeddings.npy"),
+            outputs=("data/clusters.parquet", "data/clusters.json"),
+            params=("seed", "cluster", "select.concepts", "select.phrase_words"),
+            code=("paser/method",),
+        ),
+        Stage(
+            "score",
+            inputs=(_POOL, "data/models/original", "data/models/pruned"),
+            outputs=("data/scores.parquet",),
+            params=("model", "score"),
+            code=(_MODELS, "paser/method/divergence.py"),
+            gpu=True,
+        ),
+        Stage(
+            "select",
+            inputs=(
+                _POOL,
+                "data/embeddings.npy",
+                "data/clusters.parquet",
+                "data/clusters.json",
+                "data/scores.parquet",
+                "data/sources/evaluation",
+            ),
+            outputs=(
+                "data/selected.jsonl",
+                "data/control.jsonl",
+                "data/decisions.parquet",
+                "data/budget.json",
+            ),
+            params=("seed", "select", "pool.near_duplicate"),
+            code=("paser/method", "paser/pool", "paser/selectors", "paser/sources"),
+        ),
+        Stage(
+            "recover",
+            inputs=("data/models/pruned", "data/selected.jsonl"),
+            outputs=("data/models/recovered",),
+            params=("seed", "model", "recover"),
+            code=(_MODELS, "paser/recovery", "paser/lineage"),
+            gpu=True,
+        ),
+        Stage(
+            "control",
+            inputs=("data/models/pruned", "data/control.jsonl"),
+            outputs=("data/models/control",),
+            params=("seed", "model", "recover", "control"),
+            code=(_MODELS, "paser/recovery", "paser/lineage"),
+            gpu=True,
+        ),
+        Stage(
+            "evaluate",
+            inputs=(
+                "data/models/original",
+                "data/models/pruned",
+                "data/models/recovered",
+                "data/models/control",
+                _HOLDOUT,
+                "data/clusters.parquet",
+                "data/budget.json",
+                "data/sources/evaluation",
+                "data/sources/pool",
+                "data/sources/calibration",
+            ),
+            outputs=("data/metrics.json", "data/evaluation.parquet"),
+            params=("seed", "model", "score", "evaluate"),
+            code=(_MODELS, "paser/evaluation", "paser/method", "paser/pool", "paser/sources"),
+            gpu=True,
+        ),
+        Stage(
+            "audit",
+            inputs=(
+                *(
+                    f"data/records/{name}.json"
+                    for name in (
+                        "fetch", "pool", "prune", "embed", "cluster", "score",
+                        "select", "recover", "control", "evaluate",
+                    )
+                ),
+                _POOL,
+                _HOLDOUT,
+                "data/calibration.parquet",
+                "data/quarantine.parquet",
+                "data/clusters.parquet",
+                "data/clusters.json",
+                "data/decisions.parquet",
+                "data/selected.jsonl",
+                "data/budget.json",
+                "data/scores.parquet",
+                "data/metrics.json",
+                "data/models/recovered",
+            ),
+            outputs=("data/audit",),
+            code=("paser/lineage",),
+        ),
+        Stage(
+            "report",
+            inputs=(
+                _POOL,
+                _HOLDOUT,
+                "data/quarantine.parquet",
+                "data/embeddings.npy",
+                "data/clusters.parquet",
+                "data/clusters.json",
+                "data/scores.parquet",
+                "data/decisions.parquet",
+                "data/budget.json",
+                "data/metrics.json",
+                "data/evaluation.parquet",
+                "data/audit",
+            ),
+            outputs=("data/report",),
+            params=("seed", "report"),
+            code=("paser/report",),
+        ),
+    )
+}  # fmt: skip
+
+
+def stage(name: str) -> Stage:
+    if name not in STAGES:
+        raise StageError(f"unknown stage {name!r}", remedy=f"one of {', '.join(STAGES)}")
+    return STAGES[name]

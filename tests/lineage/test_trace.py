@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from paser.artifacts import read_json, read_jsonl, read_rows
+from paser.errors import PaserError, StageError
+from paser.lineage.trace import render, trace
+from paser.lineage.verify import passed, verify
+from paser.stages.run import run_stage
+
+
+def shown(found: object) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    render(found, console)  # type: ignore[arg-type]
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_trace_counts_the_rows_the_model_was_trained_on(finished: Path) -> None:
+    found = trace(finished / "data/models/recovered")
+    selected = read_jsonl(finished / "data/selected.jsonl")
+    assert (found.rows, found.tokens) == (len(selected), sum(row["tokens"] for row in selected))
+    mit = next(group for group in found.by_license if group["name"] == "MIT")
+    assert mit["rows"] == sum(row["license"] == "MIT" for row in selected)
+    assert sum(group["tokens"] for group in found.by_source) == found.tokens
+    jsd = {row["row_id"]: row["jsd"] for row in read_rows(finished / "data/scores.parquet", "scores")}
+    cluster = found.by_cluster[0]
+    values = [jsd[row["row_id"]] for row in selected if row["cluster"] == cluster["cluster"]]
+    assert cluster["jsd_max"] == max(values)
+    assert [link["stage"] for link in found.chain][0] == "fetch"
+    assert json.loads(json.dumps(found.as_json()))["merkle_root"] == found.merkle_root
+
+
+def test_the_printed_trace_shows_source_licence_cluster_settings_and_chain(finished: Path) -> None:
+    found = trace(finished / "data/models/recovered")
+    text = shown(found)
+    for expected in (
+        found.merkle_root, "more-itertools", "BSD-3-Clause", "python function", "recover.rank=8",
+        "data/scores.parquet", "benchmark items",
+    ):  # fmt: skip
+        assert expected in text
+
+
+def test_a_control_can_be_traced_to_its_own_rows(finished: Path) -> None:
+    control = [row["row_id"] for row in read_jsonl(finished / "data/control.jsonl")]
+    found = trace(finished / "data/models/control")
+    assert found.role == "control"
+    assert sum(group["rows"] for group in found.by_label) == len(control)
+    assert passed(verify(finished / "data/models/control"))
+
+
+def test_a_model_that_was_copied_away_needs_its_entry(finished: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(finished / "data/models/recovered", tmp_path / "deployed"))
+    entry = Path(shutil.copytree(finished / "data/audit", tmp_path / "proof"))
+    with pytest.raises(PaserError, match="no audit entry found"):
+        trace(model)
+    assert trace(model, entry).rows == trace(finished / "data/models/recovered").rows
+
+
+def test_an_entry_of_another_model_is_refused(finished: Path, project: Path) -> None:
+    path = project / "data/models/recovered/provenance.json"
+    path.write_text(path.read_text("utf-8").replace('"seed": 17', '"seed": 18'), "utf-8")
+    with pytest.raises(PaserError, match="is not of"):
+        trace(project / "data/models/recovered", finished / "data/audit")
+
+
+def test_entry_holds_every_row_with_its_role_and_no_text(finished: Path) -> None:
+    entry = finished / "data/audit"
+    rows = read_rows(entry / "rows.parquet", "rows")
+    tables = ("pool", "holdout", "calibration")
+    expected = sum(len(read_rows(finished / f"data/{name}.parquet", "pool")) for name in tables)
+    expected += len(read_rows(finished / "data/quarantine.parquet", "quarantine"))
+    assert len(rows) == expected
+    roles = read_json(entry / "entry.json")["summary"]["roles"]
+    assert roles == {role: sum(row["role"] == role for row in rows) for role in roles}
+    assert all(roles.values())
+    assert all(row["occurrences"] for row in rows)
+    assert b"case pool" not in (entry / "rows.parquet").read_bytes()
+
+
+def test_the_same_project_gives_the_same_entry(project: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted((project / "data/audit").rglob("*.*"))}
+    record = (project / "data/records/audit.json").read_bytes()
+    run_stage("audit", project)
+    assert {p: p.read_bytes() for p in sorted((project / "data/audit").rglob("*.*"))} == before
+    assert (project / "data/records/audit.json").read_bytes() == record
+
+
+def test_audit_refuses_a_model_that_its_stage_did_not_write(project: Path) -> None:
+    (project / "data/models/recovered/model.safetensors").write_bytes(b"another")
+    with pytest.raises(StageError, match="data/models/recovered is not what its stage wrote"):
+        run_stage("audit", project)
+    assert not list((project / "data").glob("audit.partial-*"))
