@@ -199,5 +199,10 @@ def read_array(path: Path) -> np.ndarray:
     """A `.npy` file, memory-mapped and read-only; never unpickles."""
     import numpy as np
 
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not path.exists():
+        raise PaserError(f"{path} does not exist", remedy="run the stage that writes it")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise PaserError(f"{path} is not a plain array: {error}", remedy="rebuild it") from error
     return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paser.method.clustering import (
     Gap,
@@ -16,10 +16,34 @@ from paser.method.clustering import (
 )
 from paser.method.concepts import key_phrases
 from paser.method.manifold import Manifold, default_neighbours, manifold, self_tuned_graph, spectrum
-from paser.settings import ClusterSettings
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class Options(Protocol):
+    """What `group` needs to know; `settings.ClusterSettings` has it, and explains each."""
+
+    @property
+    def manifold(self) -> str: ...
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def k(self) -> Literal["auto"] | int: ...
+    @property
+    def k_min(self) -> int: ...
+    @property
+    def k_max(self) -> int: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def neighbours(self) -> Literal["auto"] | int: ...
+    @property
+    def time(self) -> float: ...
+    @property
+    def regularisation(self) -> float: ...
+    @property
+    def stability_runs(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +52,7 @@ class Grouping:
 
     labels: np.ndarray
     new_labels: np.ndarray
-    settings: ClusterSettings
+    settings: Options
     neighbours: int
     gap: Gap | None
     eigenvalues: list[float]
@@ -76,7 +100,7 @@ def group(
     embeddings: np.ndarray,
     new: np.ndarray,
     texts: Sequence[str],
-    settings: ClusterSettings,
+    settings: Options,
     phrase_limits: tuple[int, int],
     seed: int,
 ) -> Grouping:
@@ -116,7 +140,7 @@ def group(
     )
 
 
-def _manifold(embeddings: np.ndarray, settings: ClusterSettings, neighbours: int, seed: int) -> Manifold:
+def _manifold(embeddings: np.ndarray, settings: Options, neighbours: int, seed: int) -> Manifold:
     return manifold(
         settings.manifold,
         embeddings,
@@ -130,7 +154,7 @@ def _manifold(embeddings: np.ndarray, settings: ClusterSettings, neighbours: int
 
 
 def _number(
-    space: Manifold, settings: ClusterSettings, neighbours: int, count: int, seed: int
+    space: Manifold, settings: Options, neighbours: int, count: int, seed: int
 ) -> tuple[Gap | None, int, np.ndarray]:
     """The number of clusters: given, or by the spectral gap; pools of a few rows get what they can."""
     import numpy as np

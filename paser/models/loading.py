@@ -99,6 +99,7 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> Pr
     Reads a Hugging Face folder with safetensors, or a folder with one GGUF file, which is dequantised.
     """
     quiet_transformers()
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     path = model_directory(path)
@@ -112,7 +113,7 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> Pr
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, trust_remote_code=False, **extra
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: the model cannot be loaded: {_first_line(error)}",
             remedy="it must load with transformers' AutoModelForCausalLM, without remote code",

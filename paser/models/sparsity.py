@@ -134,9 +134,9 @@ def masks(model: PreTrainedModel, targets: Collection[str]) -> dict[str, torch.T
 
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets:
-            if is_sparse(module.weight):
-                found[name] = module.weight.detach() != 0
+        wanted = isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets
+        if wanted and is_sparse(module.weight):
+            found[name] = module.weight.detach() != 0
     return found
 
 
@@ -151,10 +151,11 @@ def linear_layers(directory: Path) -> list[str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    auto: Any = AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model: Any = auto.from_config(config)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{directory}: config.json is not that of a causal language model: {error}",
@@ -177,7 +178,7 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
         raise ModelError(f"{directory} holds no safetensors file", remedy="save the model there first")
     for path in paths:
         with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():
+            for name in sorted(stream.keys()):
                 yield name, path
 
 

@@ -1,1 +1,1 @@
-"""From source files to a clean, de-duplicated pool and a held-out set."""
+"""From a source's files to the pool: read, clean, de-duplicate, hold out; nothing is lost unseen."""

@@ -19,7 +19,6 @@ from paser.pruning.protocol import PruningReport
 from paser.settings import NM_PATTERNS, PruneSettings
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
@@ -64,7 +63,7 @@ def _oneshot(model: PreTrainedModel, samples: list[Encoded], settings: PruneSett
 
     with _quiet():
         from compressed_tensors.offload import remove_dispatch
-        from llmcompressor import oneshot
+        from llmcompressor.entrypoints.oneshot import oneshot
         from llmcompressor.modifiers.pruning import WandaPruningModifier
 
         kept, block = NM_PATTERNS.get(settings.pattern, (0, 0))
@@ -73,13 +72,13 @@ def _oneshot(model: PreTrainedModel, samples: list[Encoded], settings: PruneSett
             mask_structure=f"{block - kept}:{block}",
             ignore=["re:.*lm_head"],
         )
-        batches = torch.utils.data.DataLoader(_batches(samples), batch_size=None, shuffle=False)
+        batches: Any = torch.utils.data.DataLoader(_batches(samples), batch_size=None, shuffle=False)
+        unused: Any = _NoProcessor()
         rounds = 2 * len(samples) * (int(model.config.num_hidden_layers) + 1)
         with progress("wanda", rounds, "layer passes") as advance, _progress_of_llmcompressor(advance):
             oneshot(
                 model=model,
-                # Only ever asked for its type: the samples are token ids already.
-                processor=_NoProcessor(),
+                processor=unused,
                 dataset=batches,
                 recipe=modifier,
                 pipeline="sequential",
@@ -93,10 +92,10 @@ def _oneshot(model: PreTrainedModel, samples: list[Encoded], settings: PruneSett
 
 
 class _NoProcessor:
-    pass
+    """Keeps llm-compressor from loading a tokenizer: the samples are token ids already."""
 
 
-def _batches(samples: list[Encoded]) -> list[dict[str, torch.Tensor]]:
+def _batches(samples: list[Encoded]) -> Any:
     import torch
 
     batches = []

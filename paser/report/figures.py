@@ -41,6 +41,8 @@ CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P")
 MODEL_MARKERS = {"original": "|", "pruned": "X", "recovered": "o", "control": "D"}
 WIDTH = 8.6
 LABEL_LENGTH = 34
+# Widest axis of a gap; what lies outside is shown as an arrow with its value.
+GAP_LIMITS = (-1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def short(text: str, length: int = LABEL_LENGTH) -> str:
 def _drawing(name: str) -> Iterator[None]:
     import matplotlib as mpl
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "svg.hashsalt": name,
         "svg.fonttype": "none",
         "font.family": "DejaVu Sans",
@@ -105,15 +107,8 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
-    for identity in sorted(used, key=len, reverse=True):
-        text = re.sub(rf'(id="|#){re.escape(identity)}(?=["\)])', rf"\g<1>{name}-{identity}", text)
-    text = re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", _font, text)
-    for colour, value in COLOURS.items():
-        text = text.replace(value, f"var(--fig-{colour}, {value})")
-    for number, value in enumerate(CLUSTER_COLOURS):
-        text = text.replace(value, f"var(--fig-k{number}, {value})")
+    used = {name for tag in _TAG.findall(text) for name in _REFERENCE.findall(tag)}
+    text = _TAG.sub(lambda tag: _restyled(tag[0], name, used), text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
     head = (
@@ -124,6 +119,21 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> str:
     )
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     return text.rstrip() + "\n"
+
+
+_TAG = re.compile(r"<[^>]+>")
+_REFERENCE = re.compile(r'(?:url\(#|href="#)([^")]+)')
+_VARIABLES = {value: f"var(--fig-{colour}, {value})" for colour, value in COLOURS.items()} | {
+    value: f"var(--fig-k{number}, {value})" for number, value in enumerate(CLUSTER_COLOURS)
+}
+
+
+def _restyled(tag: str, name: str, used: set[str]) -> str:
+    """One tag with ids that are unique on the page, themed colours and the page's font."""
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", tag)
+    tag = re.sub(r'(url\(#|href="#)(?=[^")])', rf"\g<1>{name}-", tag)
+    tag = re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", _font, tag)
+    return re.sub(r"#[0-9a-f]{6}\b", lambda m: _VARIABLES.get(m[0], m[0]), tag)
 
 
 def _font(match: re.Match[str]) -> str:
@@ -147,6 +157,24 @@ def _mark(axes: Axes, y: float, point: Interval, model: str, label: str | None =
         [point.value], [y], MODEL_MARKERS[model], color=COLOURS[model], markersize=7.5, label=label,
         markeredgewidth=2.4 if model == "original" else 0.0, linestyle="none",
     )  # fmt: skip
+
+
+def _mark_outside(axes: Axes, y: float, value: float, model: str) -> None:
+    """An arrow at the edge, with the value, for a point that the axis leaves out."""
+    low, high = axes.get_xlim()
+    if low <= value <= high:
+        return
+    right = value > high
+    axes.plot([high if right else low], [y], ">" if right else "<", color=COLOURS[model], clip_on=False)
+    axes.annotate(
+        f"{value:.1f}".replace("-", "−"),
+        (high if right else low, y),
+        (-7 if right else 7, 0),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="center",
+        fontsize=8.5,
+    )
 
 
 def headline(
@@ -230,16 +258,16 @@ def cluster_map(
             axes.scatter(inside[:, 0], inside[:, 1], s=size, c=colour, marker=marker, alpha=0.5, linewidths=0)
             inside = points[(members == cluster) & chosen]
             axes.scatter(
-                inside[:, 0], inside[:, 1], s=1.7 * size, c=colour, marker=marker,
-                linewidths=1.0, edgecolors=COLOURS["ink"],
+                inside[:, 0], inside[:, 1], s=1.2 * size, c=colour, marker=marker,
+                linewidths=0.9, edgecolors=COLOURS["ink"],
             )  # fmt: skip
         for cluster in sorted(set(clusters)):
             x, y = np.median(points[members == cluster], axis=0)
             axes.text(
-                x, y, str(cluster), ha="center", va="center", fontsize=10.5, fontweight="bold",
+                x, y, str(cluster), ha="center", va="center", fontsize=9.5, fontweight="bold",
                 color="#ffffff",
                 bbox={
-                    "boxstyle": "circle,pad=0.28",
+                    "boxstyle": "circle,pad=0.24",
                     "facecolor": "#16202b",
                     "edgecolor": CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)],
                     "linewidth": 1.8,
@@ -280,11 +308,9 @@ def budget(
         for y, (plan, done) in enumerate(zip(allocated, spent, strict=True)):
             axes.barh(
                 y - 0.19, plan, height=0.32, facecolor="none", edgecolor=COLOURS["accent"],
-                linewidth=1.2, label="allocated by damage" if y == 0 else None,
+                linewidth=1.2, label="allocated" if y == 0 else None,
             )  # fmt: skip
-            axes.barh(
-                y + 0.19, done, height=0.36, color=COLOURS["accent"], label="spent" if y == 0 else None
-            )
+            axes.barh(y + 0.19, done, height=0.36, color=COLOURS["accent"], label="spent" if y == 0 else None)
             axes.text(max(plan, done) + top * 0.012, y, f"{plan:,} → {done:,}", va="center", fontsize=9)
         if labels:
             even = sum(allocated) / len(labels)
@@ -295,7 +321,11 @@ def budget(
         _rows_axis(axes, labels)
         axes.set_xlim(0, top * 1.14)
         axes.set_xlabel(unit)
-        figure.legend(loc="outside upper left", ncols=3)
+        handles, names = axes.get_legend_handles_labels()
+        order = sorted(range(len(names)), key=lambda i: names[i].startswith("even"))
+        figure.legend(
+            [handles[i] for i in order], [names[i] for i in order], loc="outside upper left", ncols=3
+        )
         return _svg(figure, name, "Budget by cluster", description)
 
 
@@ -324,7 +354,10 @@ def by_capability(
     with _drawing(name):
         figure, panels = _figure(1.1 + 0.36 * len(labels), 2, sharey=True)
         for axes, title, values in zip(
-            panels, ("JSD to the original (left is better)", "Loss (left is better)"), (jsd, loss), strict=True
+            panels,
+            ("JSD to the original (left is better)", "Loss (left is better)"),
+            (jsd, loss),
+            strict=True,
         ):
             for y, row in enumerate(values):
                 if row:
@@ -349,10 +382,17 @@ def gaps(
     """Fidelity gap and gap closed with intervals, one row a capability."""
     with _drawing(name):
         figure, panels = _figure(1.1 + 0.46 * len(labels), 2, sharey=True)
-        for axes, title, values in zip(panels, ("Fidelity gap", "Gap closed"), (fidelity, closed), strict=True):
+        for axes, title, values in zip(
+            panels, ("Fidelity gap", "Gap closed"), (fidelity, closed), strict=True
+        ):
             for y, row in enumerate(values):
                 for number, (model, point) in enumerate(row.items()):
                     _mark(axes, y + 0.3 * (number - (len(row) - 1) / 2), point, model)
+            low, high = axes.get_xlim()
+            axes.set_xlim(max(low, GAP_LIMITS[0]), min(high, GAP_LIMITS[1]))
+            for y, row in enumerate(values):
+                for number, (model, point) in enumerate(row.items()):
+                    _mark_outside(axes, y + 0.3 * (number - (len(row) - 1) / 2), point.value, model)
             _rows_axis(axes, labels)
             axes.axvline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.axvline(1, color=COLOURS["original"], linewidth=1.2, linestyle=(0, (4, 3)))

@@ -48,22 +48,22 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "control",
         "Control",
-        "The same pruned model trained in the same way on randomly drawn rows with the same number of training "
-        "tokens. Only what the recovered model gains over it is due to the choice of rows.",
+        "The same pruned model trained in the same way on randomly drawn rows with the same number of "
+        "training tokens. Only what the recovered model gains over it is due to the choice of rows.",
     ),
     Term(
         "fidelity-gap",
         "Fidelity gap",
         "The share of the distance to the original model that was won back: 1 − JSD of the recovered model ÷ "
-        "JSD of the pruned model. 0 is as far away as the pruned model, 1 is identical to the original, below "
-        "0 is further away than before.",
+        "JSD of the pruned model. 0 is as far away as the pruned model, 1 is the same as the original, and "
+        "below 0 is further away than before.",
     ),
     Term(
         "gap-closed",
         "Gap closed",
-        "The share of the lost loss that was won back: (recovered − pruned) ÷ (original − pruned). Over several "
-        "capabilities it is a ratio of means. Above 1, training taught a format of answer that the original "
-        "model never had.",
+        "The share of the rise in loss that was undone: (recovered − pruned) ÷ (original − pruned). Over "
+        "several capabilities it is a ratio of means. Above 1, training taught a format of answer that the "
+        "original model never had.",
     ),
     Term(
         "held-out",
@@ -103,8 +103,8 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "merkle",
         "Merkle root",
-        "One digest that stands for the exact list of training rows, in order. Whoever changes, adds, removes "
-        "or moves a single row gets another root.",
+        "One digest that stands for the exact list of training rows, in order. Whoever changes, adds, "
+        "removes or moves a single row gets another root.",
     ),
     Term(
         "wanda",

@@ -1,1 +1,1 @@
-"""Where models and data come from, by URI: `file:`, `hf:` and `pypi:`."""
+"""Where models and data come from: the source list, its URIs, and fetching them."""

@@ -12,7 +12,8 @@ from paser.models.workload import ModelSet, finite, fused_arrays
 from paser.pool.build import read_sources
 from paser.progress import say, warn
 from paser.records import sample_to_row
-from paser.sources.catalog import contaminated, read_index
+from paser.sources.catalog import contaminated
+from paser.sources.fetching import read_index
 from paser.stages.run import Context
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def run(context: Context) -> None:
     benchmarks = _benchmarks(context)
     holdout = read_rows(context.input("data/holdout.parquet"), "pool")
     rows = [{**row, "split": "holdout"} for row in holdout]
-    for sample in read_sources(context.input("data/sources/evaluation"), "evaluation"):
+    for sample in read_sources(context.input("data/sources/evaluation").parent, "evaluation"):
         rows.append({**sample_to_row(sample), "split": "evaluation"})
     if not rows:
         raise StageError("there are no held-out rows to evaluate on", remedy="raise pool.holdout_per_label")
@@ -89,11 +90,12 @@ def run(context: Context) -> None:
 
 def _benchmarks(context: Context) -> list[str]:
     """Public benchmarks with items in pool or calibration; refuses to evaluate on one of them."""
-    training = [
-        *read_index(context.input("data/sources/pool")),
-        *read_index(context.input("data/sources/calibration")),
-    ]
-    overlap = contaminated(read_index(context.input("data/sources/evaluation")), training)
+    sources = {
+        role: [fetched.source for fetched in read_index(context.input(f"data/sources/{role}"))]
+        for role in ("pool", "calibration", "evaluation")
+    }
+    training = [*sources["pool"], *sources["calibration"]]
+    overlap = contaminated(sources["evaluation"], training)
     if overlap and not context.settings.evaluate.allow_contaminated:
         raise StageError(
             f"evaluation on {', '.join(overlap)} is contaminated: its items are in pool or calibration",

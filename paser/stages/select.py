@@ -23,7 +23,7 @@ def run(context: Context) -> None:
     clusters = read_rows(context.input("data/clusters.parquet"), "clusters")
     scores = read_rows(context.input("data/scores.parquet"), "scores")
     names = {c["cluster"]: c["name"] for c in read_json(context.input("data/clusters.json"))["clusters"]}
-    evaluation = read_sources(context.input("data/sources/evaluation"), "evaluation")
+    evaluation = read_sources(context.input("data/sources/evaluation").parent, "evaluation")
     near = contaminated(
         {row["row_id"]: row_to_sample(row).prompt for row in pool},
         [sample.prompt for sample in evaluation],

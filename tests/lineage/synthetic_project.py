@@ -187,7 +187,7 @@ def _cluster(
 ) -> dict[str, int]:
     centres = rng.normal(size=(len(names), 32))
     for name, rows in (("embeddings", pool), ("holdout-embeddings", holdout)):
-        points = centres[[_cluster_of(row) for row in rows]] + 0.45 * rng.normal(size=(len(rows), 32))
+        points = centres[[_cluster_of(row) for row in rows]] + 1.0 * rng.normal(size=(len(rows), 32))
         points /= np.linalg.norm(points, axis=1, keepdims=True)
         write_array(data / f"{name}.npy", points.astype(np.float32))
     splits = [("pool", row) for row in pool] + [("holdout", row) for row in holdout]

@@ -1,0 +1,41 @@
+# `make demo` and `make test` do all of their own set-up on a fresh machine (Python 3.11+ and pip).
+# A second run reuses what stands.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(READY)
+	@paser demo
+
+test: $(READY)
+	pytest -q
+	$(MAKE) --no-print-directory lint
+
+# What takes minutes or the real model.
+test-slow: $(READY)
+	pytest -q -m slow
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY)
+	ruff check --fix .
+	ruff format .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PASER needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,flows]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

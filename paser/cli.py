@@ -1,0 +1,190 @@
+"""The command line. Every verb is thin; heavy imports stay inside the verbs, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paser import __version__
+from paser.errors import PaserError
+
+app = typer.Typer(
+    name="paser",
+    help="Find what pruning broke in a language model, pick the few samples that repair it, recover the "
+    "model, and prove which rows went into it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+audit = typer.Typer(help="Which rows went into a model, and is the record intact?", no_args_is_help=True)
+cache = typer.Typer(help="Shards, checkpoints and downloads kept in .paser/cache.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+app.add_typer(cache, name="cache")
+
+Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+Entry = Annotated[
+    Path | None, typer.Option("--entry", help="Audit entry (data/audit) of a model that was copied away.")
+]
+HERE = Path(".")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["PASER_DEBUG"] = "1"
+
+
+@app.command()
+def demo(project: Project = HERE) -> None:
+    """Run the whole pipeline on the default model and data, and show the result."""
+    from paser.demo import run_demo
+
+    run_demo(project.resolve())
+
+
+@app.command()
+def select(
+    original: Annotated[str, typer.Option(help="The dense model: a folder, or a file:, hf: or pypi: URI.")],
+    pruned: Annotated[str, typer.Option(help="The pruned model: likewise.")],
+    pool: Annotated[str, typer.Option(help="The instruction pool: a JSON or JSON Lines file, or a URI.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; it must not exist or be empty.")],
+    budget: Annotated[str, typer.Option(help='"20%", "500" rows or "20000 tokens".')] = "20%",
+    pool_format: Annotated[
+        str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default all-MiniLM-L6-v2.")] = None,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+) -> None:
+    """Select the rows that repair a pruned model, on any models and data, outside DVC.
+
+    Example: paser select --original ./dense --pruned ./pruned --pool ./pool.jsonl --budget 20% --out ./picked
+    """
+    from paser.standalone import select_rows
+
+    select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="fetch, pool, prune, embed, cluster, score, select, ...")],
+    project: Project = HERE,
+) -> None:
+    """Run one stage by itself, on what the stages before it wrote.
+
+    Example: paser stage score
+    """
+    from paser.stages.run import run_stage
+
+    run_stage(name, project.resolve())
+
+
+@app.command()
+def result(project: Project = HERE, as_json: AsJson = False) -> None:
+    """Show what recovery gave back, by capability."""
+    from paser.artifacts import read_json
+
+    metrics = read_json(project / "data" / "metrics.json")
+    if as_json:
+        _print_json(metrics)
+        return
+    from paser.evaluation.table import result_tables
+
+    _console().print(result_tables(metrics))
+
+
+@audit.command()
+def trace(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
+    """Which rows, from which sources, through which scores, went into a model.
+
+    Example: paser audit trace data/models/recovered
+    """
+    from paser.lineage import trace as tracing
+
+    found = tracing.trace(model, entry)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _console().print(tracing.render(found))
+
+
+@audit.command()
+def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
+    """Check every digest from the sources to the model; exit code 1 if anything does not agree.
+
+    Example: paser audit verify data/models/recovered
+    """
+    from paser.lineage import verify as verifying
+
+    checks = verifying.verify(model, entry)
+    if as_json:
+        _print_json([vars(check) for check in checks])
+    else:
+        _console().print(verifying.render(checks))
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@cache.command("info")
+def cache_info(project: Project = HERE) -> None:
+    """Where the cache is and how much it holds."""
+    from paser.cache import Cache
+
+    kept = Cache.of(project.resolve())
+    print(f"{kept.root}: {kept.size() / 1e9:.2f} GB")
+
+
+@cache.command("prune")
+def cache_prune(
+    project: Project = HERE,
+    keep_gb: Annotated[float, typer.Option(help="Gigabytes to keep, the newest.")] = 0.0,
+) -> None:
+    """Remove what was used longest ago. Results are never in the cache; only time is lost."""
+    from paser.cache import Cache
+
+    removed = Cache.of(project.resolve()).prune(int(keep_gb * 1e9))
+    print(f"{len(removed)} entries removed")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    wide = sys.stdout.isatty()
+    return Console() if wide else Console(width=120)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: a PaserError is printed as its message, with exit code 1."""
+    try:
+        app()
+    except PaserError as error:
+        if os.environ.get("PASER_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; finished shards are kept, run the same command again", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Rows that cannot be used, each with its reason: withdrawn, empty, too long."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paser.errors import SourceError
+from paser.records import ROW_ID_VERSION, Sample, normalise
+
+COLUMNS = ["kind", "value", "reason", "date"]
+KINDS = ("row", "source", "license", "text")
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that was left out. `duplicate_of` is the id of the row that stands for it, if one does."""
+
+    sample: Sample
+    reason: str
+    detail: str = ""
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A usable row and its length in tokens, prompt with template and response."""
+
+    sample: Sample
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Withdrawals:
+    """What must not be used, by kind; each value has the reason that was given for it.
+
+    `row`: a row id, or `SOURCE:PLACE` as in the columns `source` and `source_row`. `text`: a row id or
+    its 64 digits, wherever the text is found. `source` and `license`: every row under that name.
+    """
+
+    reasons: dict[tuple[str, str], str]
+
+    def reason(self, sample: Sample) -> str | None:
+        """Why a row is withdrawn, or None. The sample must be normalised."""
+        identity = sample.row_id
+        keys = (
+            ("row", identity),
+            ("row", f"{sample.source}:{sample.source_row}"),
+            ("text", identity),
+            ("text", identity.removeprefix(f"{ROW_ID_VERSION}-")),
+            ("source", sample.source),
+            ("license", sample.license),
+        )
+        found = next((key for key in keys if key in self.reasons), None)
+        return f"{found[0]} {found[1]}: {self.reasons[found]}" if found else None
+
+
+def read_withdrawals(path: Path) -> Withdrawals:
+    """Reads `withdrawn.csv` (kind, value, reason, date), checking every line."""
+    reasons: dict[tuple[str, str], str] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path} is not UTF-8", remedy="save it as UTF-8") from error
+    reader = csv.reader(text.splitlines())
+    header = next(reader, None)
+    if header != COLUMNS:
+        raise SourceError(
+            f"{path}, line 1: the header is {header}", remedy=f"write `{','.join(COLUMNS)}` there"
+        )
+    for line in reader:
+        if not line:
+            continue
+        where = f"{path}, line {reader.line_num}"
+        if len(line) != len(COLUMNS):
+            raise SourceError(f"{where}: {len(line)} fields: {line}", remedy=f"write {', '.join(COLUMNS)}")
+        kind, value, reason, date = (part.strip() for part in line)
+        if kind not in KINDS:
+            raise SourceError(f"{where}: unknown kind {kind!r}", remedy=f"one of {', '.join(KINDS)}")
+        if not value or not reason:
+            raise SourceError(f"{where}: value or reason is empty", remedy="say what is withdrawn and why")
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+            raise SourceError(f"{where}: date {date!r}", remedy="write it as YYYY-MM-DD")
+        reasons[kind, value] = reason
+    return Withdrawals(reasons)
+
+
+def normalised(sample: Sample) -> Sample:
+    """The sample with the text its row id is made from."""
+    return replace(
+        sample,
+        instruction=normalise(sample.instruction),
+        input=normalise(sample.input),
+        output=normalise(sample.output),
+    )
+
+
+def check(
+    sample: Sample, withdrawals: Withdrawals, count: Callable[[Sample], int], max_tokens: int
+) -> Kept | Quarantined:
+    """The row with its length, or the first reason against it. The sample must be normalised."""
+    if reason := withdrawals.reason(sample):
+        return Quarantined(sample, "withdrawn", reason)
+    if not sample.prompt:
+        return Quarantined(sample, "empty_prompt")
+    if not sample.output:
+        return Quarantined(sample, "empty_response")
+    tokens = count(sample)
+    if tokens > max_tokens:
+        return Quarantined(sample, "too_long", f"{tokens} tokens")
+    return Kept(sample, tokens)

