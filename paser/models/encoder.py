@@ -74,7 +74,7 @@ class PromptEmbedder:
     @property
     def width(self) -> int:
         """Numbers in one embedding."""
-        return int(self.encoder.get_sentence_embedding_dimension() or 0)
+        return int(self.encoder.get_embedding_dimension() or 0)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, int]:
         """L2-normalised embeddings, float32, shape (rows, width), and how many prompts were cut."""

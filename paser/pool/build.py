@@ -17,7 +17,7 @@ from paser.pool.clean import Kept, Quarantined, Withdrawals, check, normalised
 from paser.pool.dedup import NearIndex
 from paser.pool.formats import read_source
 from paser.pool.holdout import draw_order, split
-from paser.records import Occurrence, Sample
+from paser.records import Occurrence, Sample, sample_to_row
 from paser.sources.catalog import Source
 from paser.sources.fetching import read_index
 
@@ -117,6 +117,36 @@ def build(
         not_drawn=not_drawn,
         short=parts.short,
     )
+
+
+def clean_pool(pool: Iterable[Rows], rules: Rules) -> tuple[list[Kept], list[Quarantined]]:
+    """The pool alone, sorted by row id: no calibration rows, nothing held out. For `paser select`."""
+    quarantine: list[Quarantined] = []
+    kept = _Deduplicator(rules)
+    for rows in pool:
+        for found in _checked(rows, rules, quarantine):
+            kept.take(found, quarantine)
+    if not kept.rows:
+        raise SourceError("no row is left for the pool", remedy=_causes(quarantine))
+    return sorted(kept.rows, key=lambda row: row.sample.row_id), quarantine
+
+
+def kept_rows(rows: Iterable[Kept]) -> list[dict[str, Any]]:
+    """Rows of the `pool` table."""
+    return [sample_to_row(row.sample, tokens=row.tokens) for row in rows]
+
+
+def quarantine_rows(rows: Iterable[Quarantined]) -> list[dict[str, Any]]:
+    """Rows of the `quarantine` table, sorted by row id, source, place and reason."""
+    table = []
+    for row in rows:
+        columns = sample_to_row(row.sample)
+        del columns["occurrences"]
+        table.append(
+            {**columns, "reason": row.reason, "detail": row.detail, "duplicate_of": row.duplicate_of}
+        )
+    table.sort(key=lambda row: (row["row_id"], row["source"], row["source_row"], row["reason"]))
+    return table
 
 
 def _checked(rows: Rows, rules: Rules, quarantine: list[Quarantined]) -> Iterator[Kept]:

@@ -48,8 +48,11 @@ def jaccard(first: Shingles, second: Shingles) -> float:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows of the LSH: the most selective that misses less than 1 in 10,000 at `threshold`."""
-    for rows in range(PERMUTATIONS, 1, -1):
+    """Bands and rows of the LSH: the most selective that misses less than 1 in 10,000 at `threshold`.
+
+    At least two bands, which the LSH requires.
+    """
+    for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows
         if (1 - threshold**rows) ** count <= _MISS:
             return count, rows

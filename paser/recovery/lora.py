@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100
+ADAPTER_NOTE = """\
+# LoRA adapter, already merged into the model above
+
+The model this adapter was trained on is sparse. Its update counts only where the sparse weight is not
+zero: multiply `B A` by that mask before adding it. Loaded by peft alone, it would fill the zeros.
+"""
 
 
 @dataclass(frozen=True)
@@ -144,12 +150,14 @@ def add_adapter(model: PreTrainedModel, settings: RecoverSettings, *, masked: bo
         bias="none",
     )
     adapted: PeftModel = get_peft_model(model, keep_zeros(config) if masked else config)
-    adapted.peft_config["default"].base_model_name_or_path = None
     return adapted
 
 
 def save_adapter(adapted: PeftModel, directory: Path) -> None:
-    """Adapter weights and configuration as peft reads them, the same bytes for the same adapter."""
+    """Adapter weights and configuration as peft reads them, and a warning about the mask.
+
+    The same adapter gives the same bytes.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -157,7 +165,10 @@ def save_adapter(adapted: PeftModel, directory: Path) -> None:
     tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     save_file(ordered, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = adapted.peft_config["default"].to_dict() | {"inference_mode": True}
+    # The path of the base model is this machine's own, and peft sets it when it saves a checkpoint.
+    fixed = {"inference_mode": True, "base_model_name_or_path": None}
+    config = adapted.peft_config["default"].to_dict() | fixed
+    (directory / "README.md").write_text(ADAPTER_NOTE, encoding="utf-8")
     write_json(directory / "adapter_config.json", {key: _plain(value) for key, value in config.items()})
 
 

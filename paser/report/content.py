@@ -7,6 +7,7 @@ tested whichever way the result comes out.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 Row = dict[str, Any]
 TRAINED = ("recovered", "control")
 EXAMPLES = 4
+_ROW_ID = re.compile(r"r1-[0-9a-f]{64}")
 EXAMPLE_LENGTH = 220
 
 REASONS = {
@@ -25,6 +27,14 @@ REASONS = {
     "conflict": "it joins known concepts that no accepted row had joined",
     "nonfinite": "a model's prediction was not a finite number, so it has no score",
     "contaminated": "its text is part of what the models are evaluated on",
+}
+
+
+QUARANTINED = {
+    "duplicate": "exact duplicate",
+    "near_duplicate": "near duplicate",
+    "near_heldout": "too close to a held-out row",
+    "in_calibration": "used for calibration",
 }
 
 
@@ -73,6 +83,7 @@ class Content:
     conflicts: list[Row]
     conflict_facts: str
     capabilities: list[Row]
+    averaged: list[Row]
     not_averaged: list[Row]
     kind: str
     marked: bool
@@ -84,8 +95,14 @@ def build(tables: Tables) -> Content:
     """The content of the report."""
     metrics = tables.metrics
     clusters = _clusters(tables)
-    capabilities = sorted(metrics["capabilities"], key=lambda c: (-c["jsd"]["pruned"], c["name"]))
-    averaged = [c for c in capabilities if c["averaged"]]
+    names = {f"cluster {line['cluster']}": f" · {line['name']}" for line in clusters}
+    capabilities = [
+        {
+            **c,
+            "name": c["name"] + (names.get(c["name"], "") if metrics["capability_kind"] == "cluster" else ""),
+        }
+        for c in sorted(metrics["capabilities"], key=lambda c: (-c["jsd"]["pruned"], c["name"]))
+    ]
     return Content(
         headline=headline(metrics),
         setup=_setup(tables),
@@ -105,7 +122,8 @@ def build(tables: Tables) -> Content:
         rejections=_rejections(tables.decisions),
         conflicts=_conflicts(tables, {c["cluster"]: c["name"] for c in clusters}),
         conflict_facts=_conflict_facts(tables.budget),
-        capabilities=averaged,
+        capabilities=capabilities,
+        averaged=[c for c in capabilities if c["averaged"]],
         not_averaged=[c for c in capabilities if not c["averaged"]],
         kind="label" if metrics["capability_kind"] == "label" else "cluster",
         marked=_above_one(capabilities, metrics["overall"]),
@@ -289,7 +307,7 @@ def funnel(tables: Tables) -> list[tuple[str, int, str]]:
     total = len(tables.pool) + len(tables.holdout) + len(tables.quarantine)
     steps = [("Rows read", total, "stock")]
     steps += [
-        (f"quarantined: {reason}", count, "loss")
+        (f"quarantined: {QUARANTINED.get(reason, reason.replace('_', ' '))}", count, "loss")
         for reason, count in _by_count(Counter(row["reason"] for row in tables.quarantine))
     ]
     steps.append(("held out for evaluation", len(tables.holdout), "loss"))
@@ -363,7 +381,9 @@ def _middle_half(values: list[float]) -> tuple[float, float]:
 
 
 def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    if count == 1:
+        return f"{count:,} {noun}"
+    return f"{count:,} {noun[:-1]}ies" if noun.endswith("y") else f"{count:,} {noun}s"
 
 
 def _cluster_facts(info: Mapping[str, Any]) -> str:
@@ -440,7 +460,7 @@ def _conflicts(tables: Tables, names: Mapping[int, str]) -> list[Row]:
             "instruction": clip(texts[row["row_id"]]["instruction"]),
             "cluster": names.get(row["cluster"], str(row["cluster"])),
             "jsd": row["jsd"],
-            "detail": row["detail"] or "",
+            "detail": _ROW_ID.sub(lambda found: f"{found[0][:11]}…", row["detail"] or ""),
             "row_id": row["row_id"],
         }
         for row in shown[:EXAMPLES]

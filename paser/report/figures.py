@@ -388,14 +388,14 @@ def gaps(
             for y, row in enumerate(values):
                 for number, (model, point) in enumerate(row.items()):
                     _mark(axes, y + 0.3 * (number - (len(row) - 1) / 2), point, model)
-            low, high = axes.get_xlim()
-            axes.set_xlim(max(low, GAP_LIMITS[0]), min(high, GAP_LIMITS[1]))
-            for y, row in enumerate(values):
-                for number, (model, point) in enumerate(row.items()):
-                    _mark_outside(axes, y + 0.3 * (number - (len(row) - 1) / 2), point.value, model)
             _rows_axis(axes, labels)
             axes.axvline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.axvline(1, color=COLOURS["original"], linewidth=1.2, linestyle=(0, (4, 3)))
+            low, high = axes.get_xlim()
+            axes.set_xlim(max(min(low, -0.05), GAP_LIMITS[0]), min(max(high, 1.05), GAP_LIMITS[1]))
+            for y, row in enumerate(values):
+                for number, (model, point) in enumerate(row.items()):
+                    _mark_outside(axes, y + 0.3 * (number - (len(row) - 1) / 2), point.value, model)
             axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
             axes.set_xlabel("0 = pruned   ·   1 = original")
         used = {model for row in [*fidelity, *closed] for model in row}

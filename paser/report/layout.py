@@ -37,7 +37,7 @@ def lay_out(embeddings: np.ndarray, seed: int) -> np.ndarray:
         warnings.simplefilter("ignore")
         reducer = UMAP(
             n_neighbors=min(15, len(points) - 1),
-            min_dist=0.15,
+            min_dist=0.35,
             metric="cosine",
             init="pca",
             random_state=seed,

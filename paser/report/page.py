@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import paser
 from paser.report import figures
-from paser.report.content import TRAINED, Content, interval, number
+from paser.report.content import TRAINED, Content, interval, number, plural
 from paser.report.figures import Interval
 from paser.report.glossary import GLOSSARY
 
@@ -50,7 +50,7 @@ class ClusterMap:
         )
         return (
             f"Each point is a row{some}; rows that ask for similar things lie close together, colours are "
-            "clusters, and dark rings mark the rows that were selected."
+            "clusters, and rings mark the rows that were selected."
         )
 
 
@@ -87,6 +87,7 @@ def render(content: Content, cluster_map: ClusterMap) -> str:
         number=number,
         interval=interval,
         bounds=_bounds,
+        plural=plural,
         count=lambda value: f"{value:,}",
     )
 
@@ -100,7 +101,7 @@ def draw(content: Content, cluster_map: ClusterMap) -> dict[str, Drawing | None]
         {m["name"]: _point(m[key]) for m in content.models if m[key]}
         for key in ("fidelity_gap", "gap_closed")
     )
-    capabilities = [*content.capabilities, *content.not_averaged]
+    capabilities = content.capabilities
     names = [c["name"] + ("" if c["averaged"] else " *") for c in capabilities]
     drawn: dict[str, tuple[str, str] | None] = {
         "fig-headline": (
@@ -170,13 +171,13 @@ def draw(content: Content, cluster_map: ClusterMap) -> dict[str, Drawing | None]
         "fig-gaps": (
             "damage repaired by capability",
             figures.gaps(
-                [c["name"] for c in content.capabilities],
-                [_points(c["fidelity_gap"]) for c in content.capabilities],
-                [_points(c["gap_closed"]) for c in content.capabilities],
+                names,
+                [_points(c["fidelity_gap"]) for c in capabilities],
+                [_points(c["gap_closed"]) if c["averaged"] else {} for c in capabilities],
                 "The tables below give every value and its interval.",
             ),
         )
-        if content.capabilities
+        if capabilities
         else None,
     }
     return {name: _drawing(*found) if found else None for name, found in drawn.items()}

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from paser.artifacts import write_table
 from paser.models.loading import load_tokenizer
 from paser.models.tokens import SampleEncoder
-from paser.pool.build import Built, Rules, build, read_rows
+from paser.pool.build import Built, Rules, build, kept_rows, quarantine_rows, read_rows
 from paser.pool.clean import Kept, read_withdrawals
 from paser.progress import progress, say, warn
-from paser.records import sample_to_row
 from paser.sources.fetching import read_index
 
 if TYPE_CHECKING:
@@ -48,22 +47,8 @@ def run(context: Context) -> None:
         ("holdout", built.holdout),
         ("calibration", built.calibration),
     ):
-        write_table(
-            context.out(f"data/{table}.parquet"),
-            "pool",
-            [sample_to_row(row.sample, tokens=row.tokens) for row in rows],
-        )
-    rejected = [
-        {
-            **{key: value for key, value in sample_to_row(row.sample).items() if key != "occurrences"},
-            "reason": row.reason,
-            "detail": row.detail,
-            "duplicate_of": row.duplicate_of,
-        }
-        for row in built.quarantine
-    ]
-    rejected.sort(key=lambda row: (row["row_id"], row["source"], row["source_row"], row["reason"]))
-    write_table(context.out("data/quarantine.parquet"), "quarantine", rejected)
+        write_table(context.out(f"data/{table}.parquet"), "pool", kept_rows(rows))
+    write_table(context.out("data/quarantine.parquet"), "quarantine", quarantine_rows(built.quarantine))
     context.note(template=encoder.template, **_counts(built))
     if encoder.template == "plain":
         warn("the tokenizer has no chat template; a plain one with headings is used")

@@ -167,10 +167,9 @@ def _weights(folder: Path, rng: np.random.Generator) -> None:
 
 def _quarantine(pool: list[Row], per_label: int) -> list[Row]:
     rows = []
-    reasons = ("exact duplicate", "near duplicate", "too long", "empty response")
-    for number, (label, reason) in enumerate(
-        (label, reason) for label in CAPABILITIES for reason in reasons[: 2 + len(label) % 3]
-    ):
+    reasons = ("duplicate", "near_duplicate", "too_long", "empty_response")
+    pairs = [(name, reason) for name in CAPABILITIES for reason in reasons[: 2 + len(name) % 3]]
+    for number, (label, reason) in enumerate(pairs):
         for copy in range(1 + (per_label * (number % 4)) // 12):
             row = {**sample(label, 900 + 10 * number + copy, "quarantine"), "reason": reason, "detail": ""}
             row["duplicate_of"] = pool[number % len(pool)]["row_id"] if "duplicate" in reason else None
@@ -185,7 +184,7 @@ def _cluster_of(row: Row) -> int:
 def _cluster(
     data: Path, pool: list[Row], holdout: list[Row], names: tuple[str, ...], rng: np.random.Generator
 ) -> dict[str, int]:
-    centres = rng.normal(size=(len(names), 32))
+    centres = 0.4 * rng.normal(size=(len(names), 32))
     for name, rows in (("embeddings", pool), ("holdout-embeddings", holdout)):
         points = centres[[_cluster_of(row) for row in rows]] + 1.0 * rng.normal(size=(len(rows), 32))
         points /= np.linalg.norm(points, axis=1, keepdims=True)
@@ -265,7 +264,8 @@ def _select(
         elif rank % 5 == 2:
             reason = "conflict"
             detail = (
-                "'return value' and 'python function' never stood together; both come from accepted samples"
+                f"'return value' (from {score['row_id']}) and 'python function' (from {score['row_id']}) are "
+                "both known but were never together; 2 of 5 known pairs are joined"
             )
         elif taken[cluster] < per_cluster:
             accepted, reason, detail = True, "selected", ""
@@ -376,13 +376,13 @@ def _evaluate(
     counted = [c for c in capabilities if c["averaged"]]
 
     def overall(model: str) -> Row:
-        loss = float(np.mean([c["loss"][model] for c in counted]))
-        jsd = float(np.mean([c["jsd"][model] for c in counted]))
+        loss = float(np.mean([c["loss"][model] for c in capabilities]))
+        jsd = float(np.mean([c["jsd"][model] for c in capabilities]))
         if model in ("original", "pruned"):
             return {"loss": loss, "jsd": jsd, "gap_closed": None, "fidelity_gap": None}
-        rise = float(np.mean([c["damage"]["value"] for c in counted]))
-        damage = float(np.mean([c["jsd"]["pruned"] for c in counted]))
-        gap = 1 - (loss - 1.1) / rise
+        rise = sum(c["damage"]["value"] for c in counted)
+        damage = float(np.mean([c["jsd"]["pruned"] for c in capabilities]))
+        gap = sum(c["loss"]["pruned"] - c["loss"][model] for c in counted) / rise
         return {
             "loss": loss,
             "jsd": jsd,

@@ -32,7 +32,7 @@ def test_trace_counts_the_rows_the_model_was_trained_on(finished: Path) -> None:
     cluster = found.by_cluster[0]
     values = [jsd[row["row_id"]] for row in selected if row["cluster"] == cluster["cluster"]]
     assert cluster["jsd_max"] == max(values)
-    assert [link["stage"] for link in found.chain][0] == "fetch"
+    assert next(link["stage"] for link in found.chain) == "fetch"
     assert json.loads(json.dumps(found.as_json()))["merkle_root"] == found.merkle_root
 
 

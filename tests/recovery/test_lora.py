@@ -1,0 +1,279 @@
+"""Training on a two-layer model: what is learnt from, in which order, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paser.errors import StageError
+from paser.models.tokens import Encoded
+from paser.recovery import lora
+from paser.recovery.checkpoints import SEAL, newest_complete, seal
+from paser.recovery.lora import IGNORED, Plan, TrainingRow, collate, fine_tune, save_adapter
+from paser.settings import RecoverSettings
+
+
+def load(path: Path, dtype: str = "float32") -> Any:
+    import torch
+
+    from paser.models.loading import load_causal_lm
+
+    return load_causal_lm(path, dtype=getattr(torch, dtype))
+
+
+def train(
+    path: Path, rows: list[TrainingRow], settings: RecoverSettings, checkpoints: Path, **extra: Any
+) -> Any:
+    return fine_tune(load(path), rows, settings, seed=17, pad_id=2, checkpoints=checkpoints, **extra)
+
+
+def adapter_bytes(adapted: Any, directory: Path) -> bytes:
+    save_adapter(adapted, directory)
+    return (directory / "adapter_model.safetensors").read_bytes()
+
+
+def test_labels_are_the_response_only_and_padding_is_ignored() -> None:
+    short, long = Encoded((5, 6), (7, 8)), Encoded((9,), (10, 11, 12, 13))
+    batch = collate([(3, short), (4, long)], pad_id=2)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2], [9, 10, 11, 12, 13]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [
+        [IGNORED, IGNORED, 7, 8, IGNORED],
+        [IGNORED, 10, 11, 12, 13],
+    ]
+    assert batch["rows"].tolist() == [3, 4]
+
+
+def test_the_loss_is_the_mean_over_response_tokens_of_the_whole_sample(
+    llama: Path, training: list[TrainingRow]
+) -> None:
+    import torch
+
+    model, encoded = load(llama), [row.encoded for row in training[:3]]
+    tokens = sum(len(e.response_ids) for e in encoded)
+    with torch.no_grad():
+        found = lora.response_loss(model, collate(list(enumerate(encoded)), 2), tokens)
+        total = 0.0
+        for e in encoded:
+            ids = torch.tensor([e.prompt_ids + e.response_ids])
+            log_p = model(input_ids=ids).logits[0].log_softmax(dim=-1)
+            for position in range(len(e.prompt_ids), e.tokens):
+                total -= float(log_p[position - 1, ids[0, position]])
+    assert float(found) == pytest.approx(total / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 2), (4, 2), (5, 4), (10, 6)])
+def test_plan_counts_steps(settings: RecoverSettings, rows: int, steps: int) -> None:
+    plan = Plan.of(rows, settings)
+    assert plan.steps == steps
+    assert plan.rows_done(plan.steps) == 2 * rows
+    assert plan.rows_done(plan.steps_per_epoch) == rows
+
+
+def test_training_lowers_the_loss_and_the_facts_say_what_was_done(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    more = settings.model_copy(update={"epochs": 8, "learning_rate": 3e-2})
+    _, facts = train(sparse_llama, training, more, tmp_path)
+    assert facts.loss_last < facts.loss_first - 0.1
+    assert facts.loss_first < math.log(600) + 0.5
+    assert (facts.rows, facts.epochs, facts.steps) == (10, 8, 24)
+    assert (facts.masked_layers, facts.dense_layers) == (14, 0)
+    assert facts.response_tokens == sum(len(row.encoded.response_ids) for row in training)
+
+
+def test_rows_are_seen_in_the_order_given_in_every_epoch(
+    sparse_llama: Path,
+    training: list[TrainingRow],
+    settings: RecoverSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+    original = lora.response_loss
+
+    def watched(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
+        seen.extend(inputs["rows"].tolist())
+        return original(model, inputs, tokens)
+
+    monkeypatch.setattr(lora, "response_loss", watched)
+    train(sparse_llama, training, settings, tmp_path)
+    assert seen == [*range(10), *range(10)]
+
+
+def test_the_order_of_the_rows_matters(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    forward, _ = train(sparse_llama, training, settings, tmp_path / "a")
+    backward, _ = train(sparse_llama, training[::-1], settings, tmp_path / "b")
+    assert adapter_bytes(forward, tmp_path / "fa") != adapter_bytes(backward, tmp_path / "ba")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("rows_before", [7, 11, 15, 19])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    sparse_llama: Path,
+    training: list[TrainingRow],
+    settings: RecoverSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rows_before: int,
+) -> None:
+    whole, facts = train(sparse_llama, training, settings, tmp_path / "whole")
+    expected = adapter_bytes(whole, tmp_path / "expected")
+    seen, original = 0, lora.response_loss
+
+    def killing(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
+        nonlocal seen
+        seen += len(inputs["rows"])
+        if seen > rows_before:
+            raise Killed
+        return original(model, inputs, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "response_loss", killing)
+        with pytest.raises(Killed):
+            train(sparse_llama, training, settings, tmp_path / "killed")
+    # A checkpoint that the kill cut short: newer, but without its seal.
+    half = tmp_path / "killed/checkpoint-99"
+    half.mkdir(parents=True)
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+
+    resumed, resumed_facts = train(sparse_llama, training, settings, tmp_path / "killed")
+    assert adapter_bytes(resumed, tmp_path / "found") == expected
+    assert resumed_facts == facts
+    assert ("resuming after" in capsys.readouterr().err) is (rows_before >= 8)
+
+
+def test_an_altered_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step in (2, 10):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        (checkpoint / "adapter_model.safetensors").write_bytes(b"weights")
+        seal(checkpoint)
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10/adapter_model.safetensors").write_bytes(b"Weights")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    (tmp_path / "checkpoint-2" / SEAL).unlink()
+    assert newest_complete(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows(
+    sparse_llama: Path,
+    training: list[TrainingRow],
+    settings: RecoverSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = lora.response_loss
+
+    def poisoned(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
+        loss = original(model, inputs, tokens)
+        return loss * float("nan") if 6 in inputs["rows"].tolist() else loss
+
+    monkeypatch.setattr(lora, "response_loss", poisoned)
+    with pytest.raises(StageError, match="loss is not finite at optimiser step 2 of 6") as caught:
+        train(sparse_llama, training, settings, tmp_path)
+    assert training[6].row_id in str(caught.value)
+    assert training[7].row_id in str(caught.value)
+    assert training[5].row_id not in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    import torch
+
+    class Exploding(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return grads[0] * float("inf")
+
+    model = load(sparse_llama)
+    model.model.norm.register_forward_hook(lambda _m, _i, output: Exploding.apply(output))
+    with pytest.raises(StageError, match="gradient is not finite at optimiser step 1") as caught:
+        fine_tune(model, training, settings, seed=1, pad_id=2, checkpoints=tmp_path)
+    assert all(row.row_id in str(caught.value) for row in training[:4])
+
+
+def test_unknown_targets_are_named(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    wrong = settings.model_copy(update={"targets": ("q_proj", "Wqkv", "c_attn")})
+    with pytest.raises(StageError, match=r"Wqkv, c_attn\n.*down_proj.*v_proj"):
+        train(sparse_llama, training, wrong, tmp_path)
+
+
+def test_a_row_without_room_for_a_response_is_named(
+    sparse_llama: Path, settings: RecoverSettings, tmp_path: Path
+) -> None:
+    row = TrainingRow("r1-abc", Encoded((1, 2, 3), (), cut=True))
+    with pytest.raises(StageError, match=r"row r1-abc has no response token within 256 tokens"):
+        train(sparse_llama, [row], settings, tmp_path)
+
+
+def test_no_row_is_a_clear_error(sparse_llama: Path, settings: RecoverSettings, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no row to train on"):
+        train(sparse_llama, [], settings, tmp_path)
+
+
+def test_float16_is_refused(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(StageError, match="float16"):
+        fine_tune(load(sparse_llama, "float16"), training, settings, seed=1, pad_id=2, checkpoints=tmp_path)
+
+
+def test_bfloat16_weights_are_trained_with_a_float32_adapter(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    import torch
+
+    adapted, facts = fine_tune(
+        load(sparse_llama, "bfloat16"), training, settings, seed=17, pad_id=2, checkpoints=tmp_path
+    )
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in adapted.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert facts.loss_last < facts.loss_first
+
+
+def test_nothing_of_the_trainer_is_printed(
+    sparse_llama: Path,
+    training: list[TrainingRow],
+    settings: RecoverSettings,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    train(sparse_llama, training, settings, tmp_path, title="learn")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert all(line.startswith("  learn: ") for line in err.splitlines())
+    assert "20/20 rows" in err
+
+
+def test_the_saved_adapter_is_read_by_peft_and_names_no_path(
+    sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    adapted, _ = train(sparse_llama, training, settings, tmp_path / "checkpoints")
+    save_adapter(adapted, tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert str(sparse_llama) not in (tmp_path / "adapter/adapter_config.json").read_text()
+    PeftModel.from_pretrained(load(sparse_llama), tmp_path / "adapter")

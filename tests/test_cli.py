@@ -1,0 +1,169 @@
+"""The command line: instant help, plain errors, and selection on anyone's models and data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paser.artifacts import read_json, read_jsonl, read_rows
+from tests import project as projects
+from tests import tiny
+
+HEAVY = ("torch", "transformers", "pandas", "numpy", "sklearn", "pyarrow", "dvc", "matplotlib", "pydantic")
+
+
+def paser(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return projects.run(folder, "paser", *words, check=False)
+
+
+def test_help_imports_nothing_heavy_and_lists_the_verbs(tmp_path: Path) -> None:
+    code = f"import sys, paser.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    help_ = paser(tmp_path, "--help").stdout
+    for verb in ("demo", "select", "stage", "result", "audit", "cache"):
+        assert f"\n  {verb} " in help_
+    assert paser(tmp_path, "version").stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def offer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("offer")
+    tiny.write_jsonl(folder / "pool.jsonl", tiny.rows(120))
+    small = "model: {precision: float32}\ncluster: {k: 3, stability_runs: 0}\nruntime: {threads: 1}\n"
+    (folder / "small.yaml").write_text(small, encoding="utf-8")
+    return folder
+
+
+def selection(folder: Path, dense: Path, pruned: Path, encoder: Path, out: str, *more: str) -> list[str]:
+    return [
+        "select", "--original", str(dense), "--pruned", str(pruned), "--pool", "pool.jsonl",
+        "--encoder", f"file:{encoder}", "--params", "small.yaml", "--out", out, *more,
+    ]  # fmt: skip
+
+
+def test_select_alone(offer: Path, llama: Path, sparse_llama: Path, encoder: Path) -> None:
+    done = paser(offer, *selection(offer, llama, sparse_llama, encoder, "picked", "--budget", "25%"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "picked/selected.jsonl"
+    rows = read_jsonl(offer / "picked/selected.jsonl")
+    decisions = read_rows(offer / "picked/decisions.parquet", "decisions")
+    assert len(decisions) == 120
+    assert len(rows) == 30 == read_json(offer / "picked/budget.json")["spent"]
+    assert {d["row_id"] for d in decisions if d["decision"] == "accepted"} == {r["row_id"] for r in rows}
+    again = paser(offer, *selection(offer, llama, sparse_llama, encoder, "picked"))
+    assert again.returncode == 1
+    assert "picked exists and is not empty" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--budget", "0"], "budget '0' is not a positive"),
+        (["--budget", "-5%"], "not a share of the pool"),
+        (["--budget", "150%"], "at most 100 %"),
+        (["--pool", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["--pruned", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_no_trace(
+    offer: Path, llama: Path, sparse_llama: Path, encoder: Path, changes: list[str], message: str
+) -> None:
+    done = paser(offer, *selection(offer, llama, sparse_llama, encoder, "none", *changes))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "remedy:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (offer / "none").exists()
+
+
+def test_a_budget_above_the_pool_takes_what_there_is(
+    offer: Path, llama: Path, sparse_llama: Path, encoder: Path
+) -> None:
+    done = paser(offer, *selection(offer, llama, sparse_llama, encoder, "all", "--budget", "5000"))
+    assert done.returncode == 0, done.stderr
+    assert "larger than the pool" in done.stderr
+    assert len(read_jsonl(offer / "all/selected.jsonl")) == 120
+
+
+def test_models_with_different_vocabularies(offer: Path, llama: Path, encoder: Path, tmp_path: Path) -> None:
+    other = tiny.make_llama(tmp_path / "other", tokenizer=tiny.make_tokenizer(extra=("<|extra|>",)))
+    done = paser(offer, *selection(offer, llama, other, encoder, "none"))
+    assert done.returncode == 1
+    assert "different vocabularies" in done.stderr
+
+
+def test_a_model_without_chat_template_gets_a_plain_one_and_says_so(
+    offer: Path, encoder: Path, tmp_path: Path
+) -> None:
+    plain = tiny.make_llama(tmp_path / "plain", tokenizer=tiny.make_tokenizer(chat=False))
+    pruned = tiny.make_sparse(plain, tmp_path / "sparse")
+    done = paser(offer, *selection(offer, plain, pruned, encoder, "plain", "--budget", "10"))
+    assert done.returncode == 0, done.stderr
+    assert "no chat template" in done.stderr
+
+
+def test_a_pickled_checkpoint_is_refused(offer: Path, llama: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "pickled")
+    (tmp_path / "pickled/model.safetensors").rename(tmp_path / "pickled/pytorch_model.bin")
+    done = paser(offer, *selection(offer, llama, tmp_path / "pickled", encoder, "none"))
+    assert done.returncode == 1
+    assert "pickle" in done.stderr
+
+
+def test_infinite_logits_reject_the_rows_and_the_run_goes_on(
+    offer: Path, llama: Path, encoder: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    from paser.models.loading import load_causal_lm, load_tokenizer, save_causal_lm
+
+    broken, tokenizer = load_causal_lm(llama, dtype=torch.float32), load_tokenizer(llama)
+    token = tokenizer.encode("otter", add_special_tokens=False)[-1]
+    with torch.no_grad():
+        broken.get_input_embeddings().weight[token] = float("inf")
+    broken.config.tie_word_embeddings = False
+    broken.lm_head.weight = torch.nn.Parameter(
+        load_causal_lm(llama, dtype=torch.float32).get_input_embeddings().weight.detach().clone()
+    )
+    save_causal_lm(broken, tokenizer, tmp_path / "broken")
+    done = paser(offer, *selection(offer, llama, tmp_path / "broken", encoder, "broken", "--budget", "10"))
+    assert done.returncode == 0, done.stderr
+    decisions = read_rows(offer / "broken/decisions.parquet", "decisions")
+    refused = [d for d in decisions if d["reason"] == "nonfinite"]
+    assert 0 < len(refused) < 120
+    assert all(d["decision"] == "rejected" for d in refused)
+
+
+def test_stage_errors_name_stage_and_remedy(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    done = paser(tmp_path, "stage", "score")
+    assert done.returncode == 1
+    assert "needs data/pool.parquet" in done.stderr
+    assert "dvc repro score" in done.stderr
+    assert paser(tmp_path, "stage", "scores").stderr.startswith("error: unknown stage")
+
+
+def test_debug_shows_the_trace(tmp_path: Path) -> None:
+    assert "Traceback" in paser(tmp_path, "--debug", "stage", "scores").stderr
+
+
+def test_cache_verbs(tmp_path: Path) -> None:
+    (tmp_path / ".paser/cache/score").mkdir(parents=True)
+    (tmp_path / ".paser/cache/score/a.npz").write_bytes(b"x" * 2_000_000)
+    assert "0.00 GB" in paser(tmp_path, "cache", "info").stdout
+    assert paser(tmp_path, "cache", "prune").stdout.strip() == "1 entries removed"
+    assert not list((tmp_path / ".paser/cache/score").iterdir())
+
+
+def test_result_as_json(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/metrics.json").write_text('{"models": []}', encoding="utf-8")
+    assert json.loads(paser(tmp_path, "result", "--json").stdout) == {"models": []}
+    (tmp_path / "data/metrics.json").unlink()
+    assert "does not exist" in paser(tmp_path, "result").stderr
