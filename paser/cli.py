@@ -114,7 +114,7 @@ def trace(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(found.as_json())
     else:
-        _console().print(tracing.render(found))
+        tracing.render(found, _console())
 
 
 @audit.command()
@@ -127,10 +127,10 @@ def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
 
     checks = verifying.verify(model, entry)
     if as_json:
-        _print_json([vars(check) for check in checks])
+        _print_json(verifying.as_json(checks))
     else:
-        _console().print(verifying.render(checks))
-    if not all(check.ok for check in checks):
+        verifying.render(checks, _console())
+    if not verifying.passed(checks):
         raise typer.Exit(1)
 
 

@@ -65,4 +65,6 @@ def _fit_to_machine(project: Path) -> None:
     text, count = re.subn(r"(?m)^(  share:) 1\.0$", rf"\1 {SLOW_SHARE}", path.read_text(encoding="utf-8"))
     if count == 1:
         path.write_text(text, encoding="utf-8")
-        say(f"no native bfloat16: the demo runs on half of its rows (pool.share: {SLOW_SHARE} in params.yaml)")
+        say(
+            f"no native bfloat16: the demo runs on half of its rows (pool.share: {SLOW_SHARE} in params.yaml)"
+        )

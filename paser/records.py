@@ -130,8 +130,7 @@ def sample_to_row(sample: Sample, **extra: Any) -> dict[str, Any]:
         "label": sample.label,
         "benchmark": sample.benchmark,
         "occurrences": [
-            {"source": o.source, "source_row": o.source_row, "license": o.license}
-            for o in sample.occurrences
+            {"source": o.source, "source_row": o.source_row, "license": o.license} for o in sample.occurrences
         ],
         **extra,
     }

@@ -138,9 +138,9 @@ class Budget:
 
 class SelectSettings(Group):
     budget: str = "10%"
-    policy: Literal[
-        "damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"
-    ] = "damage"
+    policy: Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"] = (
+        "damage"
+    )
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
     floor: Annotated[int, Field(ge=0)] = 0
     concepts: Annotated[int, Field(ge=1, le=64)] = 8
@@ -187,8 +187,7 @@ class RecoverSettings(Group):
     def batches_divide(self) -> Self:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
-                f"micro_batch_size ({self.micro_batch_size}) does not divide "
-                f"batch_size ({self.batch_size})"
+                f"micro_batch_size ({self.micro_batch_size}) does not divide batch_size ({self.batch_size})"
             )
         if not self.targets:
             raise ValueError("targets is empty: there would be nothing to train")
@@ -247,7 +246,7 @@ def parse_settings(content: Any, origin: str) -> Settings:
             raise SettingsError(f"{origin}: unknown key {key!r}", remedy=_closest(key)) from error
         if first["type"] == "value_error":
             raise SettingsError(
-                f"{origin}: {key}: {str(first['ctx']['error'])}",
+                f"{origin}: {key}: {first['ctx']['error']!s}",
                 remedy="the comments in params.yaml give the range",
             ) from error
         raise SettingsError(

@@ -39,7 +39,9 @@ def test_sample_survives_the_table(tmp_path: Path) -> None:
 def test_tables_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PaserError, match="'extra'"):
         artifacts.write_table(tmp_path / "c.parquet", "clusters", [{"row_id": "a", "extra": 1}])
-    artifacts.write_table(tmp_path / "c.parquet", "clusters", [{"row_id": "a", "split": "pool", "cluster": 1}])
+    artifacts.write_table(
+        tmp_path / "c.parquet", "clusters", [{"row_id": "a", "split": "pool", "cluster": 1}]
+    )
     with pytest.raises(PaserError, match="has no column 'jsd'"):
         artifacts.read_rows(tmp_path / "c.parquet", "scores")
     (tmp_path / "bad.parquet").write_bytes(b"nonsense")

@@ -113,9 +113,9 @@ def test_the_recovered_model_keeps_every_zero_and_has_learned(done: Path) -> Non
 
 def test_the_audit_verifies_and_notices_a_changed_byte(done: Path, tmp_path: Path) -> None:
     fine = projects.run(done, "paser", "audit", "verify", "data/models/recovered", "--json")
-    assert all(check["ok"] for check in json.loads(fine.stdout))
-    trace = json.loads(projects.run(done, "paser", "audit", "trace", "data/models/recovered", "--json").stdout)
-    assert "handmade" in json.dumps(trace)
+    assert json.loads(fine.stdout)["ok"]
+    trace = projects.run(done, "paser", "audit", "trace", "data/models/recovered", "--json").stdout
+    assert "handmade" in json.dumps(json.loads(trace))
     copy = tmp_path / "altered"
     shutil.copytree(done, copy)
     weights = copy / "data/models/recovered/model.safetensors"

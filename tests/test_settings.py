@@ -51,9 +51,17 @@ def test_mistakes_are_named(content: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "amount", "unit"),
-    [("10%", 0.1, "share"), ("100 %", 1.0, "share"), ("120", 120, "rows"), (120, 120, "rows"),
-     ("120 rows", 120, "rows"), ("20000 tokens", 20000, "tokens"), (0.25, 0.25, "share"), ("0.25", 0.25, "share")],
-)  # fmt: skip
+    [
+        ("10%", 0.1, "share"),
+        ("100 %", 1.0, "share"),
+        ("120", 120, "rows"),
+        (120, 120, "rows"),
+        ("120 rows", 120, "rows"),
+        ("20000 tokens", 20000, "tokens"),
+        (0.25, 0.25, "share"),
+        ("0.25", 0.25, "share"),
+    ],
+)
 def test_budget_forms(text: Any, amount: float, unit: str) -> None:
     assert Budget.parse(text) == Budget(amount, unit)  # type: ignore[arg-type]
 

@@ -27,7 +27,9 @@ class Measured:
         return len(self.loss[ORIGINAL])
 
 
-def summarise(capabilities: Sequence[Measured], models: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:
+def summarise(
+    capabilities: Sequence[Measured], models: Sequence[str], resamples: int, seed: int
+) -> dict[str, Any]:
     """The `overall` and `capabilities` parts of `metrics.json`.
 
     Gap closed in loss = (pruned - model) / (pruned - original): 0 at the pruned model, 1 at the original,

@@ -25,7 +25,9 @@ def result_tables(metrics: Mapping[str, Any]) -> RenderableType:
 
     models = metrics["models"]
     compared = [m for m in models if m not in ("original", "pruned")]
-    losses = Table(title=f"Held-out loss and divergence by {metrics['capability_kind']}", title_justify="left")
+    losses = Table(
+        title=f"Held-out loss and divergence by {metrics['capability_kind']}", title_justify="left"
+    )
     gaps = Table(title="What recovery gave back (95 % interval)", title_justify="left")
     losses.add_column("capability")
     losses.add_column("rows", justify="right")

@@ -62,9 +62,7 @@ def spectral_gap(eigenvalues: np.ndarray, k_min: int, k_max: int) -> Gap:
     return Gap(gaps[0][1], gaps[0][0], second[1], second[0])
 
 
-def symmetric_nmf(
-    affinity: sparse.csr_matrix, start: np.ndarray, seed: int
-) -> np.ndarray:
+def symmetric_nmf(affinity: sparse.csr_matrix, start: np.ndarray, seed: int) -> np.ndarray:
     """H >= 0 of shape (n, K) that minimises |W - H H^T|_F^2, W = D^-1/2 A D^-1/2.
 
     Damped multiplicative updates, H <- H (1/2 + W H / (2 H H^T H)) (Ding, He and Simon 2005). `start`
@@ -94,7 +92,7 @@ def symmetric_nmf(
         previous = loss
         factor *= 0.5 + 0.5 * product / np.maximum(factor @ gram, 1e-12)
         _reseed(factor, weights, rng)
-    return factor
+    return np.asarray(factor)
 
 
 def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Generator) -> None:
@@ -158,9 +156,7 @@ def _numbered(memberships: np.ndarray) -> Clustering:
     return Clustering(kept.argmax(axis=1).astype(np.int64), kept)
 
 
-def assign(
-    clustering: Clustering, coordinates: np.ndarray, new: np.ndarray, neighbours: int
-) -> np.ndarray:
+def assign(clustering: Clustering, coordinates: np.ndarray, new: np.ndarray, neighbours: int) -> np.ndarray:
     """Cluster of new points, shape (m,): the largest mean membership among their nearest pool rows."""
     import numpy as np
 
@@ -172,7 +168,8 @@ def assign(
     width = np.maximum(distances[:, -1:], 1e-12)
     weights = np.exp(-((distances / width) ** 2))
     votes = np.einsum("ij,ijk->ik", weights, clustering.memberships[positions])
-    return votes.argmax(axis=1).astype(np.int64)
+    best: np.ndarray = votes.argmax(axis=1).astype(np.int64)
+    return best
 
 
 def stability(

@@ -17,7 +17,8 @@ def efficiency(jsd: np.ndarray, prompt_tokens: np.ndarray, response_tokens: np.n
     import numpy as np
 
     cost = np.maximum((np.asarray(prompt_tokens, float) + np.asarray(response_tokens, float)) ** 2, 3.0)
-    return np.asarray(jsd, float) / np.log(cost)
+    scores: np.ndarray = np.asarray(jsd, float) / np.log(cost)
+    return scores
 
 
 def cluster_means(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:

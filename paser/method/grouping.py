@@ -111,9 +111,7 @@ def group(
     import numpy as np
 
     count = len(embeddings)
-    neighbours = (
-        default_neighbours(count) if settings.neighbours == "auto" else settings.neighbours
-    )
+    neighbours = default_neighbours(count) if settings.neighbours == "auto" else settings.neighbours
     neighbours = max(1, min(neighbours, count - 1))
     embeddings = np.asarray(embeddings, dtype=np.float64)
     space = _manifold(embeddings, settings, neighbours, seed)
@@ -122,9 +120,7 @@ def group(
 
     def rerun(rows: np.ndarray, run_seed: int) -> np.ndarray:
         part = _manifold(embeddings[rows], settings, neighbours, run_seed)
-        return cluster(
-            settings.algorithm, part.coordinates, min(k, len(rows)), neighbours, run_seed
-        ).labels
+        return cluster(settings.algorithm, part.coordinates, min(k, len(rows)), neighbours, run_seed).labels
 
     runs = settings.stability_runs if count >= 20 else 0
     phrases = [key_phrases(text, *phrase_limits) for text in texts]

@@ -52,9 +52,7 @@ def default_neighbours(rows: int) -> int:
     return int(min(max(round(0.5 * math.sqrt(rows)), 10), 100))
 
 
-def nearest(
-    points: np.ndarray, queries: np.ndarray | None, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest(points: np.ndarray, queries: np.ndarray | None, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact Euclidean neighbours: distances and positions, shape (queries, count), nearest first.
 
     With `queries` None, each point's neighbours among the others (it is not its own). Fewer than
@@ -203,9 +201,7 @@ def pca_coordinates(embeddings: np.ndarray, dimensions: int, seed: int) -> Manif
 
     fitted = PCA(n_components=min(dimensions, *embeddings.shape), random_state=seed)
     coordinates = fitted.fit_transform(embeddings)
-    return Manifold(
-        coordinates, None, lambda new: fitted.transform(new) if len(new) else new[:, :dimensions]
-    )
+    return Manifold(coordinates, None, lambda new: fitted.transform(new) if len(new) else new[:, :dimensions])
 
 
 def manifold(

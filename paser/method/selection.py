@@ -117,9 +117,7 @@ class _Run:
             members[cluster].append(i)
         self.names = [min((candidates.row_ids[i] for i in m), default=f"~{k}") for k, m in enumerate(members)]
         self.caps = [sum(candidates.cost[i] for i in m) for m in members]
-        self.pending = [
-            sorted(m, key=lambda i: (-candidates.ies[i], candidates.row_ids[i])) for m in members
-        ]
+        self.pending = [sorted(m, key=lambda i: (-candidates.ies[i], candidates.row_ids[i])) for m in members]
         self.refused: list[list[int]] = [[] for _ in range(count)]
         self.visiting = sorted(range(count), key=lambda k: (-damage[k], self.names[k]))
         self.decisions: list[Decision | None] = [None] * len(candidates.row_ids)
@@ -179,18 +177,14 @@ class _Run:
             spent = list(self.spent)
             self.visit(queues, amounts, reason, strictness, step)
             self.moves += [
-                Move(step, k, self.spent[k] - spent[k])
-                for k in self.visiting
-                if self.spent[k] > spent[k]
+                Move(step, k, self.spent[k] - spent[k]) for k in self.visiting if self.spent[k] > spent[k]
             ]
             if sum(self.spent) == before and (reason == RELAXED or sum(map(len, queues)) == waited):
                 break
 
     def _usable(self, queues: list[list[int]], amounts: list[int]) -> list[int]:
         """When every share is too small for any row, all that is left goes to one cluster that can use it."""
-        fits = any(
-            self.rows.cost[i] <= amounts[k] for k, queue in enumerate(queues) for i in queue
-        )
+        fits = any(self.rows.cost[i] <= amounts[k] for k, queue in enumerate(queues) for i in queue)
         if fits:
             return amounts
         for k in self.visiting:

@@ -37,9 +37,7 @@ def load_encoder(path: Path, device: str = "cpu") -> SentenceTransformer:
             )
         folder = inside[0]
     try:
-        return SentenceTransformer(
-            str(folder), device=device, local_files_only=True, trust_remote_code=False
-        )
+        return SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{folder}: the sentence encoder cannot be loaded: {error}",

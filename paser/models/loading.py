@@ -120,7 +120,9 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> Pr
         ) from error
     if gguf:
         model = _without_quantisation(model)
-    return model.to(device).eval()
+    placed: Any = model
+    loaded: PreTrainedModel = placed.to(device).eval()
+    return loaded
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
@@ -137,18 +139,14 @@ def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def save_causal_lm(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
+def save_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """A folder that plain transformers loads: safetensors, configuration, tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
 
 
-def vocabulary_mismatch(
-    original: PreTrainedTokenizerBase, pruned: PreTrainedTokenizerBase
-) -> str | None:
+def vocabulary_mismatch(original: PreTrainedTokenizerBase, pruned: PreTrainedTokenizerBase) -> str | None:
     """Why two tokenizers cannot be compared token by token, or None when they agree."""
     first, second = original.get_vocab(), pruned.get_vocab()
     if first == second:

@@ -97,10 +97,10 @@ class FusedPass:
         target = torch.tensor(targets, device=device)
         with torch.inference_mode():
             hidden = {name: _hidden(model, ids, mask)[where] for name, model in self._models().items()}
-            tokens = self._tokens(hidden, target)
+            per_token = self._tokens(hidden, target)
         counts = torch.bincount(where[0], minlength=len(samples)).double().cpu()
         means: dict[str, list[float]] = {}
-        for name, values in tokens.items():
+        for name, values in per_token.items():
             total = torch.zeros(len(samples), dtype=torch.float64)
             total.index_add_(0, where[0].cpu(), values.double().cpu())
             means[name] = (total / counts).tolist()
@@ -109,9 +109,7 @@ class FusedPass:
     def _models(self) -> dict[str, PreTrainedModel]:
         return {"": self.reference, **self.others}
 
-    def _tokens(
-        self, hidden: Mapping[str, torch.Tensor], target: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def _tokens(self, hidden: Mapping[str, torch.Tensor], target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Per response token, in chunks: loss of every model and JSD of the others."""
         import torch
 

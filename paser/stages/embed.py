@@ -9,9 +9,7 @@ from paser.stages.run import Context
 def run(context: Context) -> None:
     from paser.models.encoder import PromptEmbedder
 
-    embedder = PromptEmbedder.load(
-        context.input("data/sources/encoder"), context.settings, context.cache
-    )
+    embedder = PromptEmbedder.load(context.input("data/sources/encoder"), context.settings, context.cache)
     cut = {}
     for table, target in (("pool", "embeddings"), ("holdout", "holdout-embeddings")):
         rows = read_rows(context.input(f"data/{table}.parquet"), "pool")

@@ -141,8 +141,6 @@ def _measured(name: str, members: Sequence[int], arrays: Arrays, models: Sequenc
     import numpy as np
 
     where = np.array(members, dtype=np.int64)
-    loss: Mapping[str, Any] = {
-        m: arrays["loss" if m == "original" else f"loss_{m}"][where] for m in models
-    }
+    loss: Mapping[str, Any] = {m: arrays["loss" if m == "original" else f"loss_{m}"][where] for m in models}
     jsd = {m: np.zeros(len(where)) if m == "original" else arrays[f"jsd_{m}"][where] for m in models}
     return Measured(name, loss, jsd)

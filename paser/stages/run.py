@@ -95,8 +95,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
         "params": {key: _param(settings, key) for key in spec.params},
         "code": code_digest(PACKAGE_ROOT, spec.all_code),
         "seed": settings.seed,
-        "versions": {"paser": paser.__version__, "python": platform.python_version()}
-        | package_versions(),
+        "versions": {"paser": paser.__version__, "python": platform.python_version()} | package_versions(),
         "facts": context.facts,
     }
     write_json(project / spec.record, record)

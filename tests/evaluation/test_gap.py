@@ -11,8 +11,16 @@ from paser.evaluation.table import result_tables, with_interval
 MODELS = ["original", "pruned", "recovered", "control"]
 
 
-def capability(name: str, original: float, pruned: float, recovered: float, control: float, rows: int = 40,
-               noise: float = 0.01, jsd: tuple[float, float, float] = (0.2, 0.1, 0.15)) -> Measured:  # fmt: skip
+def capability(
+    name: str,
+    original: float,
+    pruned: float,
+    recovered: float,
+    control: float,
+    rows: int = 40,
+    noise: float = 0.01,
+) -> Measured:
+    jsd = (0.2, 0.1, 0.15)
     rng = np.random.default_rng(len(name))
     wobble = noise * rng.standard_normal(rows)
     values = dict(zip(MODELS, (original, pruned, recovered, control), strict=True))

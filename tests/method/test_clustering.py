@@ -14,7 +14,9 @@ from paser.method.manifold import default_neighbours, diffusion, self_tuned_grap
 from paser.settings import ClusterSettings
 
 
-def blobs(sizes: list[int], seed: int = 0, width: int = 24, spread: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
+def blobs(
+    sizes: list[int], seed: int = 0, width: int = 24, spread: float = 0.25
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((len(sizes), width))
     labels = np.repeat(np.arange(len(sizes)), sizes)
@@ -121,7 +123,8 @@ def test_tiny_pools_work(count: int, manifold: str) -> None:
 def test_equal_rows_and_disconnected_graphs_work(algorithm: str) -> None:
     equal = np.tile(blobs([1])[0], (30, 1))
     assert set(grouped(equal, algorithm=algorithm).labels) <= set(range(16))
-    apart = np.vstack([np.eye(8)[[0]] + 1e-6 * blobs([20], seed=s, width=8)[0] for s in (1,)] + [-np.eye(8)[[3]] + 1e-6 * blobs([20], seed=2, width=8)[0]])
+    rng = np.random.default_rng(1)
+    apart = np.repeat(np.eye(8)[[0, 3]] * [[1], [-1]], 20, axis=0) + 1e-6 * rng.standard_normal((40, 8))
     found = grouped(apart, algorithm=algorithm, k=2)
     assert adjusted_rand_score(np.repeat([0, 1], 20), found.labels) == 1.0
 

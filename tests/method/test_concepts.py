@@ -65,6 +65,11 @@ def test_a_rejection_names_the_concepts_and_who_brought_them() -> None:
     graph.add(["owl", "night"], "r1-two")
     clash = graph.clash(["fox", "owl", "moon"])
     assert clash is not None
-    assert (clash.first, clash.first_row, clash.second, clash.second_row) == ("fox", "r1-one", "owl", "r1-two")
+    assert (clash.first, clash.first_row, clash.second, clash.second_row) == (
+        "fox",
+        "r1-one",
+        "owl",
+        "r1-two",
+    )
     assert "never together" in str(clash)
     assert graph.clash(["fox", "moon"]) is None

@@ -48,7 +48,13 @@ def test_freed_budget_is_re_spread_and_logged() -> None:
     )
     outcome = run(c, 4, [0.75, 0.25])
     assert outcome.allocated == [3, 1]
-    assert [d.reason for d in outcome.decisions] == ["selected", "selected", "conflict", "selected", "respread"]
+    assert [d.reason for d in outcome.decisions] == [
+        "selected",
+        "selected",
+        "conflict",
+        "selected",
+        "respread",
+    ]
     assert "'fox' (from a) and 'owl' (from b)" in outcome.decisions[2].detail
     assert [(m.step, m.cluster, m.amount) for m in outcome.moves] == [("re-spread", 1, 1)]
     assert sum(outcome.spent) == 4

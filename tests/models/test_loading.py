@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from paser.cache import Cache
 from paser.errors import ModelError
 from paser.models.loading import (
     load_causal_lm,
@@ -17,7 +18,6 @@ from paser.models.loading import (
     vocabulary_mismatch,
 )
 from paser.models.workload import ModelSet
-from paser.cache import Cache
 from paser.settings import Settings
 from tests import tiny
 
@@ -72,9 +72,7 @@ def test_different_vocabularies_are_refused(llama: Path, tmp_path: Path) -> None
         ModelSet.load({"original": llama, "pruned": other}, Settings(), Cache(tmp_path / "cache"))
 
 
-def test_a_sample_is_cut_at_a_shorter_context(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sample_is_cut_at_a_shorter_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = tiny.make_llama(tmp_path / "short", context=40)
     models = ModelSet.load({"original": short}, Settings(), Cache(tmp_path / "cache"))
     assert models.limit(256) == 40

@@ -152,6 +152,24 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert ("resuming after" in capsys.readouterr().err) is (rows_before >= 8)
 
 
+def test_a_run_killed_after_its_last_step_trains_no_more(
+    sparse_llama: Path,
+    training: list[TrainingRow],
+    settings: RecoverSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, facts = train(sparse_llama, training, settings, tmp_path / "run")
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(lora, "response_loss", never)
+    second, second_facts = train(sparse_llama, training, settings, tmp_path / "run")
+    assert adapter_bytes(second, tmp_path / "b") == adapter_bytes(first, tmp_path / "a")
+    assert second_facts == facts
+
+
 def test_an_altered_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     for step in (2, 10):
         checkpoint = tmp_path / f"checkpoint-{step}"

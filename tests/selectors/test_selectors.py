@@ -121,7 +121,11 @@ def test_tables_are_joined_by_row_id_and_a_gap_is_named() -> None:
         for i in (1, 2, 0)
     ]  # fmt: skip
     joined = scored_rows(table, clusters, scores, {"r1": "'q'"})
-    assert [(r.row_id, r.cluster, r.loss_increase) for r in joined] == [("r0", 0, 0.5), ("r1", 1, 0.5), ("r2", 2, 0.5)]
+    assert [(r.row_id, r.cluster, r.loss_increase) for r in joined] == [
+        ("r0", 0, 0.5),
+        ("r1", 1, 0.5),
+        ("r2", 2, 0.5),
+    ]
     assert joined[1].contaminated == "'q'"
     with pytest.raises(StageError, match=r"row r2 .* missing in scores\.parquet"):
         scored_rows(table, clusters, scores[:1] + scores[2:], {})

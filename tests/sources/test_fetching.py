@@ -57,6 +57,15 @@ def test_a_path_that_leaves_the_base_is_refused(raw: Path, cache: Cache, tmp_pat
         fetch_one(pool(f"file:{path}"), raw, cache, tmp_path / "out")
 
 
+def test_a_link_inside_a_folder_that_leads_outside_is_refused(
+    raw: Path, cache: Cache, tmp_path: Path
+) -> None:
+    (raw.parent / "outside.jsonl").write_text("{}\n")
+    (raw / "more" / "link.jsonl").symlink_to(raw.parent / "outside.jsonl")
+    with pytest.raises(SourceError, match="is a link that leads outside"):
+        fetch_one(pool("file:more"), raw, cache, tmp_path / "out")
+
+
 def test_without_a_base_any_path_will_do(raw: Path, cache: Cache, tmp_path: Path) -> None:
     found = fetch_one(pool(f"file:{raw / 'more' / 'pool.jsonl'}"), None, cache, tmp_path / "out")
     assert list(found.files) == ["pool.jsonl"]
