@@ -124,7 +124,7 @@ def test_infinite_logits_reject_the_rows_and_the_run_goes_on(
     from paser.models.loading import load_causal_lm, load_tokenizer, save_causal_lm
 
     broken, tokenizer = load_causal_lm(llama, dtype=torch.float32), load_tokenizer(llama)
-    token = tokenizer.encode("otter", add_special_tokens=False)[-1]
+    token = tokenizer.encode(" otter", add_special_tokens=False)[-1]
     with torch.no_grad():
         broken.get_input_embeddings().weight[token] = float("inf")
     broken.config.tie_word_embeddings = False

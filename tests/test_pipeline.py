@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from paser.artifacts import file_digests, read_json, read_jsonl, read_rows, sha256_file
 from paser.stages.graph import STAGES

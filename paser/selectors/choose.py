@@ -4,6 +4,7 @@ command line.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,9 +72,12 @@ def choose(
 ) -> tuple[Selection, Selection, Row]:
     """The selection, the random control with as many training tokens, and the content of `budget.json`."""
     if all(row.refusal for row in rows):
+        counts = Counter(row.refusal[0] for row in rows if row.refusal)
+        reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items()))
         raise StageError(
-            f"none of the {len(rows)} rows of the pool can be chosen",
-            remedy="look at the statuses in data/scores.parquet",
+            f"none of the {len(rows)} rows of the pool can be chosen: {reasons}",
+            remedy="`nonfinite`: check the models; `no_response`: raise score.max_tokens; "
+            "`contaminated`: take rows that are not the evaluation's",
         )
     budget = settings.parsed_budget
     amount, unit = resolve_budget(budget, rows)
