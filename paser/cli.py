@@ -174,6 +174,7 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Entry point: a PaserError is printed as its message, with exit code 1."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # PASER shows its own progress, libraries none
     try:
         app()
     except PaserError as error:

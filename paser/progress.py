@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
+LINE_SECONDS = 3.0
+
+
 class Advance(Protocol):
     def __call__(self, amount: float = 1.0) -> None: ...
 
@@ -34,7 +37,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str, total: float, unit: str = "rows") -> Iterator[Advance]:
-    """Yields `advance(amount)`; `total` is in `unit`. Plain lines come at each tenth of the work."""
+    """Yields `advance(amount)`; `total` is in `unit`.
+
+    Plain lines come at most at each tenth of the work and every few seconds: short work shows none.
+    """
     with (_bar if sys.stderr.isatty() else _lines)(title, total, unit) as advance:
         yield advance
 
@@ -62,15 +68,17 @@ def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
-    start, done, shown = time.monotonic(), 0.0, 0
+    start = last = time.monotonic()
+    done, shown = 0.0, 0
 
     def advance(amount: float = 1.0) -> None:
-        nonlocal done, shown
+        nonlocal done, shown, last
         done += amount
         tenth = int(10 * done / total) if total else 10
-        if tenth > shown:
-            shown = tenth
-            spent = time.monotonic() - start
+        now = time.monotonic()
+        if tenth > shown and now - last >= LINE_SECONDS:
+            shown, last = tenth, now
+            spent = now - start
             left = spent * (total - done) / done if done else 0.0
             say(f"  {title}: {done:,.0f}/{total:,.0f} {unit}, {duration(spent)}, {duration(left)} left")
 

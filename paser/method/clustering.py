@@ -193,8 +193,8 @@ def cluster_phrases(
 ) -> list[list[str]]:
     """The key phrases that tell each cluster from the others: class-based TF-IDF, best first.
 
-    tf is the share of the cluster's rows with the phrase, idf the log of rows over rows with it. A
-    phrase counts when two rows of the cluster have it.
+    tf is the share of the cluster's rows with the phrase, idf the log of rows over rows with it, times
+    the phrase's words, because longer phrases say more. A phrase counts when two rows have it.
     """
     import math
     from collections import Counter
@@ -208,7 +208,10 @@ def cluster_phrases(
     result = []
     for label, counter in enumerate(inside):
         scores = {
-            phrase: found / sizes[label] * math.log(1 + len(labels) / everywhere[phrase])
+            phrase: found
+            / sizes[label]
+            * math.log(1 + len(labels) / everywhere[phrase])
+            * len(phrase.split())
             for phrase, found in counter.items()
             if found > 1 or sizes[label] < 4
         }

@@ -43,7 +43,19 @@ def lay_out(embeddings: np.ndarray, seed: int) -> np.ndarray:
             random_state=seed,
             n_jobs=1,
         )
-        return np.asarray(reducer.fit_transform(points), dtype=np.float64)
+        return within_reach(np.asarray(reducer.fit_transform(points), dtype=np.float64))
+
+
+def within_reach(plane: np.ndarray) -> np.ndarray:
+    """Far-away groups moved to the edge, so that they do not shrink all others.
+
+    On each axis the box is the middle 90 % of the points and half of its width on both sides.
+    """
+    import numpy as np
+
+    low, high = np.quantile(plane, [0.05, 0.95], axis=0)
+    margin = (high - low) / 2
+    return np.clip(plane, low - margin, high + margin)
 
 
 def _principal(points: np.ndarray) -> np.ndarray:

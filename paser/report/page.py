@@ -50,7 +50,7 @@ class ClusterMap:
         )
         return (
             f"Each point is a row{some}; rows that ask for similar things lie close together, colours are "
-            "clusters, and rings mark the rows that were selected."
+            "clusters, rings mark the rows that were selected, and far groups are drawn at the edge."
         )
 
 

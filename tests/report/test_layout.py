@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paser.report.layout import lay_out, sample_rows
+from paser.report.layout import lay_out, sample_rows, within_reach
 
 
 def test_few_rows_are_laid_out_by_principal_components() -> None:
@@ -34,3 +34,10 @@ def test_a_sample_of_rows_is_sorted_seeded_and_without_repeats() -> None:
     assert len(set(drawn.tolist())) == 30
     assert drawn.tolist() == sorted(drawn.tolist()) == sample_rows(100, 30, 5).tolist()
     assert sample_rows(20, 30, 5).tolist() == list(range(20))
+
+
+def test_a_far_group_is_drawn_at_the_edge_and_moves_no_other() -> None:
+    near = np.random.default_rng(0).uniform(size=(99, 2))
+    plane = within_reach(np.vstack([near, [[-50.0, 50.0]]]))
+    np.testing.assert_array_equal(plane[:99], near)
+    assert -0.6 < plane[99, 0] < 0 < 1 < plane[99, 1] < 1.6
