@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CHUNK = 1 << 20
+# Files that run code of their author when they are loaded.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def sha256_bytes(content: bytes) -> str:

