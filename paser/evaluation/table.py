@@ -49,9 +49,9 @@ def result_tables(metrics: Mapping[str, Any]) -> RenderableType:
             *(f"{entry['jsd'][m]:.4f}" for m in models[1:]),
         )
         gaps.add_row(
-            Text(entry["name"] if entry["averaged"] else f"{entry['name']} (not averaged)"),
+            Text(entry["name"] if entry["averaged"] else f"({entry['name']})"),
             *(with_interval(entry["fidelity_gap"][m]) for m in compared),
-            *(with_interval(entry["gap_closed"][m]) for m in compared),
+            *(with_interval(entry["gap_closed"][m] if entry["averaged"] else None) for m in compared),
         )
     overall = metrics["overall"]
     losses.add_section()
@@ -67,6 +67,15 @@ def result_tables(metrics: Mapping[str, Any]) -> RenderableType:
         *(with_interval(overall[m]["fidelity_gap"]) for m in compared),
         *(with_interval(overall[m]["gap_closed"]) for m in compared),
     )
-    notes = [f"budget: {metrics['budget']['rows']} rows, {metrics['budget']['tokens']:,} training tokens"]
+    listed = [f"{e['name']}: {e['why_not_averaged']}" for e in entries if not e["averaged"]]
+    notes = [f"not averaged in gap closed: {'; '.join(listed)}"] if listed else []
+    if any(
+        overall[m]["gap_closed"] and entry["gap_closed"][m] and entry["gap_closed"][m]["above_one"]
+        for entry in entries
+        if entry["averaged"]
+        for m in compared
+    ):
+        notes += ["* above 1: training taught a format that the original model never had"]
+    notes += [f"budget: {metrics['budget']['rows']} rows, {metrics['budget']['tokens']:,} training tokens"]
     notes += [f"{metrics['seeds']} seed: one run, not a claim about the method", *metrics["notes"]]
     return Group(losses, gaps, Text("\n".join(notes)))

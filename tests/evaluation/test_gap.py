@@ -99,6 +99,6 @@ def test_the_table_shows_every_capability_and_never_reads_markup() -> None:
     console.print(result_tables(metrics))
     text = console.export_text()
     assert "[red]a" in text
-    assert "b (not averaged)" in text
+    assert "not averaged in gap closed: b: its loss fell" in text
     assert "1,234 training tokens" in text
     assert "a note" in text

@@ -101,6 +101,8 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 import torch
+import paser.progress
+paser.progress.LINE_SECONDS = 0.0
 from paser.models.loading import load_causal_lm
 from paser.models.tokens import Encoded
 from paser.pruning.wanda import wanda

@@ -273,7 +273,9 @@ def test_nothing_of_the_trainer_is_printed(
     settings: RecoverSettings,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("paser.progress.LINE_SECONDS", 0.0)
     train(sparse_llama, training, settings, tmp_path, title="learn")
     out, err = capfd.readouterr()
     assert out == ""
