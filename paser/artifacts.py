@@ -21,7 +21,6 @@ from paser.records import schema
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 _CHUNK = 1 << 20
 # Files that run code of their author when they are loaded.
@@ -82,17 +81,35 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into an error that names the file and the remedy."""
+    """Turns a full disk into an error that names the file and the remedy.
+
+    safetensors and torch raise errors of their own kind when a write fails; those count when they say
+    so, or when next to nothing is free.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PaserError(
-                f"no space left on the disk while writing {path}",
-                remedy="free some space (`paser cache prune` empties PASER's own cache) and run "
-                "the same command again; finished shards are kept",
-            ) from error
+    except PaserError:
         raise
+    except Exception as error:
+        if not _disk_is_full(error, path):
+            raise
+        raise PaserError(
+            f"no space left on the disk while writing {path}",
+            remedy="free some space (`paser cache prune` empties PASER's own cache) and run "
+            "the same command again; finished shards are kept",
+        ) from error
+
+
+def _disk_is_full(error: Exception, path: Path) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = str(error)
+    if "No space left on device" in text or "os error 28" in text:
+        return True
+    if "PytorchStreamWriter" not in text and "inline_container" not in text:
+        return False
+    folder = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(folder).free < _CHUNK
 
 
 @contextlib.contextmanager
@@ -180,13 +197,6 @@ def read_rows(path: Path, table: str) -> list[dict[str, Any]]:
         raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
     rows: list[dict[str, Any]] = content.select(expected.names).to_pylist()
     return rows
-
-
-def read_frame(path: Path, table: str) -> pd.DataFrame:
-    """Like `read_rows`, as a data frame."""
-    import pandas as pd
-
-    return pd.DataFrame(read_rows(path, table), columns=schema(table).names)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from paser.artifacts import files_below, remove
 
-DEFAULT_LIMIT_GB = 20.0
-
 
 @dataclass(frozen=True)
 class Cache:

@@ -34,6 +34,7 @@ Entry = Annotated[
     Path | None, typer.Option("--entry", help="Audit entry (data/audit) of a model that was copied away.")
 ]
 HERE = Path(".")
+INTERRUPTED = 130
 
 
 @app.callback()
@@ -58,7 +59,10 @@ def select(
     pruned: Annotated[str, typer.Option(help="The pruned model: likewise.")],
     pool: Annotated[str, typer.Option(help="The instruction pool: a JSON or JSON Lines file, or a URI.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; it must not exist or be empty.")],
-    budget: Annotated[str, typer.Option(help='"20%", "500" rows or "20000 tokens".')] = "20%",
+    budget: Annotated[
+        str | None,
+        typer.Option(help='"20%", "500" rows, "20000 tokens"; default: that of --params, or 20%.'),
+    ] = None,
     pool_format: Annotated[
         str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")
     ] = "auto",
@@ -103,10 +107,15 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
 
 
 @audit.command()
-def trace(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
+def trace(
+    model: Path,
+    entry: Entry = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Show all rows, not only the first 10.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Which rows, from which sources, through which scores, went into a model.
 
-    Example: paser audit trace data/models/recovered
+    Example: paser audit trace data/models/recovered --rows
     """
     from paser.lineage import trace as tracing
 
@@ -114,7 +123,7 @@ def trace(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(found.as_json())
     else:
-        tracing.render(found, _console())
+        tracing.render(found, _console(), all_rows=rows)
 
 
 @audit.command()
@@ -132,6 +141,58 @@ def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
         verifying.render(checks, _console())
     if not verifying.passed(checks):
         raise typer.Exit(1)
+
+
+@audit.command()
+def prove(
+    model: Path,
+    row_id: Annotated[str, typer.Argument(help="A row id, or its beginning.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Write the proof to this file.")
+    ] = None,
+) -> None:
+    """Prove that a row is among those a model was trained on, without showing any other row.
+
+    Example: paser audit prove data/models/recovered r1-0f3a5c7e9b1d --out proof.json
+    """
+    from paser.artifacts import write_json
+    from paser.lineage import proof as proving
+
+    proof = proving.prove(model, row_id)
+    if out is None:
+        _print_json(proof)
+    else:
+        write_json(out, proof)
+        print(f"{out}: row {proof['row_id']} is row {proof['index'] + 1} of {proof['size']}")
+
+
+@audit.command("check-proof")
+def check_proof(
+    proof: Annotated[Path, typer.Argument(dir_okay=False, help="What `paser audit prove` wrote.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="The model, whose provenance.json states the root.")
+    ] = None,
+    root: Annotated[str | None, typer.Option("--root", help="The Merkle root, instead of a model.")] = None,
+) -> None:
+    """Check a proof against a model's Merkle root alone; exit code 1 if it does not hold.
+
+    Example: paser audit check-proof proof.json data/models/recovered
+    """
+    from paser.lineage import proof as proving
+    from paser.lineage.provenance import load_provenance
+
+    if (model is None) == (root is None):
+        raise PaserError("a proof is checked against one root", remedy="give the model's folder, or --root")
+    found, size = proving.load_proof(proof), None
+    if model is not None:
+        provenance = load_provenance(model)
+        root, size = provenance["merkle_root"], provenance["rows"]
+    problem = proving.why_not(found, str(root).strip().lower(), size)
+    if problem:
+        print(f"the proof does not hold: {problem}")
+        raise typer.Exit(1)
+    place = f"row {found['index'] + 1} of the {size} rows" if size is not None else "among the rows"
+    print(f"the proof holds: {found['row_id']} is {place} behind Merkle root {found['root']}")
 
 
 @cache.command("info")
@@ -182,9 +243,10 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; finished shards are kept, run the same command again", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted; finished shards are kept, run the same command again", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -69,6 +69,15 @@ def row_id(instruction: str, input: str, output: str) -> str:
     return f"{ROW_ID_VERSION}-{hashlib.sha256(text.encode('utf-8')).hexdigest()}"
 
 
+def draw_key(purpose: str, seed: int, row_id: str) -> str:
+    """Sorting key of a row in a random draw: the same on every machine and in every pool.
+
+    `purpose` keeps draws of one seed independent: rows held out must not be the first to be drawn again
+    for the control, or the control would miss what the held-out set took.
+    """
+    return hashlib.sha256(f"{purpose}:{seed}:{row_id}".encode()).hexdigest()
+
+
 def _occurrences() -> pa.DataType:
     import pyarrow as pa
 

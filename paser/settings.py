@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from paser.errors import SettingsError
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
 Tokens = Annotated[int, Field(ge=16, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -208,7 +210,7 @@ class ReportSettings(Group):
 
 
 class RuntimeSettings(Group):
-    """What cannot change a result."""
+    """Where and how the work is done; at most the last digits of a score depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
@@ -258,7 +260,7 @@ def parse_settings(content: Any, origin: str) -> Settings:
 def load_settings(path: Path) -> Settings:
     """Reads and validates a settings file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SettingsError(
             f"{path} does not exist", remedy="run in a PASER project, or copy its params.yaml"
@@ -266,6 +268,32 @@ def load_settings(path: Path) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     return parse_settings(content or {}, str(path))
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """Numbers as in YAML 1.2, which DVC reads: `2:4` is a text, `1e-4` a number, `010` ten."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml12Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+_Yaml12Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+_Yaml12Loader.add_constructor(_INT, _whole_number)
+
+
+def read_yaml(text: str) -> Any:
+    """A YAML document with the numbers of YAML 1.2; raises `yaml.YAMLError`."""
+    return yaml.load(text, _Yaml12Loader)  # a SafeLoader
 
 
 def _closest(key: str) -> str:

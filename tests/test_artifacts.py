@@ -71,6 +71,23 @@ def test_tree_digest_sees_names_bytes_and_nothing_else(tmp_path: Path) -> None:
     assert artifacts.sha256_path(tmp_path / "one") != artifacts.sha256_path(tmp_path / "two")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_whoever_reports_it(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(PaserError, match=r"no space left[\s\S]*free some space"),
+        artifacts.staged(tmp_path / "x"),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="something else"), artifacts.staged(tmp_path / "x"):
+        raise RuntimeError("something else")
+
+
 def test_arrays_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(PaserError, match="not a plain array"):

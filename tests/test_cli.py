@@ -88,7 +88,23 @@ def test_a_budget_above_the_pool_takes_what_there_is(
     done = paser(offer, *selection(offer, llama, sparse_llama, encoder, "all", "--budget", "5000"))
     assert done.returncode == 0, done.stderr
     assert "larger than the pool" in done.stderr
-    assert len(read_jsonl(offer / "all/selected.jsonl")) == 120
+    decisions = read_rows(offer / "all/decisions.parquet", "decisions")
+    assert {d["reason"] for d in decisions if d["decision"] == "rejected"} <= {"conflict"}
+    assert {d["reason"] for d in decisions if d["decision"] == "accepted"} == {"selected"}
+
+
+def test_the_budget_of_the_settings_file_holds_unless_one_is_given(
+    offer: Path, llama: Path, sparse_llama: Path, encoder: Path
+) -> None:
+    text = (offer / "small.yaml").read_text(encoding="utf-8") + "select: {budget: '7'}\n"
+    (offer / "seven.yaml").write_text(text, encoding="utf-8")
+    words = selection(offer, llama, sparse_llama, encoder, "seven")
+    words[words.index("small.yaml")] = "seven.yaml"
+    assert paser(offer, *words).returncode == 0
+    assert len(read_jsonl(offer / "seven/selected.jsonl")) == 7
+    here = paser(offer, *selection(offer, llama, sparse_llama, encoder, "."))
+    assert here.returncode == 1
+    assert "working directory" in here.stderr
 
 
 def test_models_with_different_vocabularies(offer: Path, llama: Path, encoder: Path, tmp_path: Path) -> None:
@@ -147,6 +163,27 @@ def test_stage_errors_name_stage_and_remedy(tmp_path: Path) -> None:
     assert "needs data/pool.parquet" in done.stderr
     assert "dvc repro score" in done.stderr
     assert paser(tmp_path, "stage", "scores").stderr.startswith("error: unknown stage")
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    code = (
+        "import sys, paser.stages.run as r\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "r.run_stage = stop\n"
+        "sys.argv = ['paser', 'stage', 'score']\n"
+        "from paser.cli import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130
+    assert "run the same command again" in done.stderr
+
+
+def test_a_wrong_option_is_a_usage_error(tmp_path: Path) -> None:
+    done = paser(tmp_path, "stage", "--nonsense")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
 
 
 def test_debug_shows_the_trace(tmp_path: Path) -> None:

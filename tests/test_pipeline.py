@@ -61,6 +61,13 @@ def test_a_second_run_does_nothing(done: Path) -> None:
     assert changed_stages(done) == set()
 
 
+def test_a_second_demo_says_that_nothing_is_to_do_and_shows_the_result(done: Path) -> None:
+    again = projects.run(done, "paser", "demo")
+    assert "nothing to do: every stage is up to date" in again.stderr
+    assert "fidelity gap" in again.stdout
+    assert "data/report/index.html" in again.stdout.replace("\n", "")
+
+
 def test_pool_and_quarantine_account_for_every_row_that_was_read(done: Path) -> None:
     pool = read_rows(done / "data/pool.parquet", "pool")
     holdout = read_rows(done / "data/holdout.parquet", "pool")
@@ -116,6 +123,17 @@ def test_the_audit_verifies_and_notices_a_changed_byte(done: Path, tmp_path: Pat
     assert json.loads(fine.stdout)["ok"]
     trace = projects.run(done, "paser", "audit", "trace", "data/models/recovered", "--json").stdout
     assert "handmade" in json.dumps(json.loads(trace))
+    rows = [row["row_id"] for row in json.loads(trace)["selected"]]
+    assert rows == [row["row_id"] for row in read_jsonl(done / "data/selected.jsonl")]
+    proof = str(tmp_path / "proof.json")
+    projects.run(done, "paser", "audit", "prove", "data/models/recovered", rows[-1], "--out", proof)
+    projects.run(done, "paser", "audit", "check-proof", proof, "data/models/recovered")
+    wrong = projects.run(done, "paser", "audit", "check-proof", proof, "--root", "0" * 64, check=False)
+    assert wrong.returncode == 1
+    assert "does not hold" in wrong.stdout
+    unknown = projects.run(done, "paser", "audit", "prove", "data/models/recovered", "r1-x", check=False)
+    assert unknown.returncode == 1
+    assert "is not among the" in unknown.stderr
     copy = tmp_path / "altered"
     shutil.copytree(done, copy)
     weights = copy / "data/models/recovered/model.safetensors"

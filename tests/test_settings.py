@@ -72,6 +72,21 @@ def test_budgets_that_make_no_sense(text: Any) -> None:
         Budget.parse(text)
 
 
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "prune:\n  pattern: 2:4\nrecover:\n  learning_rate: 1e-4\n  rank: 010\n"
+        "select:\n  budget: 0.2\nscore:\n  temperature: 1.5\n",
+        encoding="utf-8",
+    )
+    found = load_settings(path)
+    assert found.prune.pattern == "2:4"
+    assert found.recover.learning_rate == 1e-4
+    assert found.recover.rank == 10
+    assert found.select.parsed_budget == Budget(0.2, "share")
+    assert found.score.temperature == 1.5
+
+
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_settings(tmp_path / "params.yaml")

@@ -20,8 +20,7 @@ from paser.artifacts import (
     read_json,
     read_jsonl,
     read_rows,
-    sha256_file,
-    tree_digest,
+    sha256_path,
     write_json,
     write_table,
 )
@@ -43,6 +42,10 @@ COPIES: dict[str, str] = {
     "clusters.json": "data/clusters.json",
     "metrics.json": "data/metrics.json",
 }
+# Tables that go into the register of rows, or name its clusters.
+POOL, HOLDOUT, CALIBRATION = "data/pool.parquet", "data/holdout.parquet", "data/calibration.parquet"
+QUARANTINE, CLUSTERS = "data/quarantine.parquet", "data/clusters.parquet"
+TABLES = (POOL, HOLDOUT, CALIBRATION, QUARANTINE, CLUSTERS)
 ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined")
 
 Row = dict[str, Any]
@@ -159,6 +162,20 @@ def settings_of(records: Mapping[str, Record]) -> dict[str, Any]:
     return {stage: records[stage]["params"] for stage in chain_order(records)}
 
 
+def pool_sources(records: Mapping[str, Record]) -> list[str]:
+    """Names of the sources of the pool: the folders that stage `pool` read below `data/sources/pool`."""
+    files = next(
+        (a.files for a in artefacts(records["pool"], "inputs") if a.path == "data/sources/pool"), None
+    )
+    return sorted({name.split("/")[0] for name in files or {} if "/" in name})
+
+
+def not_drawn(records: Mapping[str, Record]) -> dict[str, int]:
+    """Usable rows that `max_rows` or `pool.share` left out, by source of the pool or of calibration."""
+    counts: dict[str, int] = records["pool"]["facts"].get("not_drawn_by_source", {})
+    return dict(sorted(counts.items()))
+
+
 def _benchmarks(rows: list[Row]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {role: set() for role in ROLES}
     for row in rows:
@@ -192,6 +209,8 @@ def compose(
             "by_label": shares(selected, lambda row: row["label"]),
             "by_cluster": cluster_shares(selected, scores, clusters),
             "benchmarks": _benchmarks(rows),
+            "pool_sources": pool_sources(records),
+            "not_drawn": not_drawn(records),
             "settings": settings_of(records),
             "chain": chain_summary(records),
         },
@@ -303,12 +322,12 @@ def write_entry(target: Path, project: Path, records: Mapping[str, Path]) -> dic
     content = entry.records()
     _refuse_foreign(project, content)
     rows = register(
-        pool=read_rows(project / "data/pool.parquet", "pool"),
-        holdout=read_rows(project / "data/holdout.parquet", "pool"),
-        calibration=read_rows(project / "data/calibration.parquet", "pool"),
-        quarantine=read_rows(project / "data/quarantine.parquet", "quarantine"),
+        pool=read_rows(project / POOL, "pool"),
+        holdout=read_rows(project / HOLDOUT, "pool"),
+        calibration=read_rows(project / CALIBRATION, "pool"),
+        quarantine=read_rows(project / QUARANTINE, "quarantine"),
         decisions=entry.decisions(),
-        clusters=read_rows(project / "data/clusters.parquet", "clusters"),
+        clusters=read_rows(project / CLUSTERS, "clusters"),
     )
     write_table(target / ROWS, "rows", rows)
     composed = compose(
@@ -325,10 +344,9 @@ def write_entry(target: Path, project: Path, records: Mapping[str, Path]) -> dic
 
 
 def _refuse_foreign(project: Path, records: Mapping[str, Record]) -> None:
-    for path in (MODEL, *COPIES.values()):
+    for path in (MODEL, *COPIES.values(), *TABLES):
         recorded = digest_of(records, path)
-        on_disk = project / path
-        found = tree_digest(file_digests(on_disk)) if on_disk.is_dir() else sha256_file(on_disk)
+        found = sha256_path(project / path)
         if recorded != found:
             raise StageError(
                 f"{path} is not what its stage wrote: recorded {recorded}, found {found}",

@@ -79,7 +79,7 @@ def load_provenance(model_dir: Path) -> dict[str, Any]:
     if not path.exists():
         raise PaserError(
             f"{model_dir} holds no {PROVENANCE}: nothing says which rows it was trained on",
-            remedy="only models written by `paser run recover` or `paser run control` carry one; "
+            remedy="only models written by `paser stage recover` or `paser stage control` carry one; "
             "restore the folder with `dvc checkout`, or copy it whole",
         )
     content = read_json(path)

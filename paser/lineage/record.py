@@ -7,15 +7,16 @@ chain links output digest to input digest, never record to record.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import paser
 from paser.artifacts import file_digests, sha256_file, tree_digest
 
 RECORD_VERSION = 1
+PACKAGE_ROOT = Path(paser.__file__).parent.parent
 PACKAGES = (
     "torch", "transformers", "peft", "sentence-transformers", "llmcompressor", "tokenizers", "numpy",
     "scipy", "scikit-learn", "pandas", "pyarrow", "datasketch", "umap-learn",
@@ -77,18 +78,13 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def code_digest(package_root: Path, paths: tuple[str, ...]) -> str:
-    """Digest of the declared Python files (and templates); `package_root` holds the `paser` folder."""
+def code_digest(paths: tuple[str, ...]) -> str:
+    """Digest of files and folders of this package (`paser/...`): Python files and templates."""
     digests: dict[str, str] = {}
     for relative in paths:
-        path = package_root / relative
+        path = PACKAGE_ROOT / relative
         if path.is_dir():
             digests |= {f"{relative}/{name}": d for name, d in file_digests(path).items()}
         else:
             digests[relative] = sha256_file(path)
     return tree_digest(digests)
-
-
-def load_record(path: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,21 @@ from paser.lineage.provenance import PROVENANCE, load_provenance
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHOWN_ROWS = 10
+INSTRUCTION_LENGTH = 80
+ID_LENGTH = 15  # of `r1-` and 64 digits, in the table
+
 
 @dataclass(frozen=True)
 class Trace:
     """Everything `paser audit trace` tells about a model.
 
     `by_source`, `by_license`, `by_label`: `{name, rows, tokens}`; `by_cluster` also has the JSD (nats,
-    0 to ln 2) of its rows. `settings` are by stage; `chain` lists the stages with the digests of what
-    each read and wrote.
+    0 to ln 2) of its rows. `selected` are the rows themselves in training order: `row_id`, `source`,
+    `source_row`, `license`, `label`, `cluster`, `tokens`, `jsd`, `ies`, `rank`, `reason` and the beginning
+    of the `instruction` (None for a control, whose texts the entry does not hold; its `reason` is
+    `random`). `settings` are by stage; `chain` lists the stages with the digests of what each read and
+    wrote.
     """
 
     model: str
@@ -47,6 +55,7 @@ class Trace:
     chain: list[Row]
     seed: int
     entry: str
+    selected: list[Row]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,17 +101,22 @@ def trace(model: Path, entry: Path | None = None) -> Trace:
         chain=chain_summary(records),
         seed=provenance["seed"],
         entry=str(found),
+        selected=_selected(rows, source.decisions()),
     )
 
 
 def _rows_of(entry: Entry, provenance: dict[str, Any]) -> list[Row]:
-    """The register's rows the model was trained on, in training order, with their training tokens.
+    """The register's rows the model was trained on, in training order, with tokens and instruction.
 
     Tokens are those of `selected.jsonl`; for a control's rows, which it does not hold, those scored.
     """
     tokens = {row["row_id"]: row["prompt_tokens"] + row["response_tokens"] for row in entry.scores()}
-    if provenance["role"] == "recovered":
-        tokens |= {row["row_id"]: row["tokens"] for row in entry.selected()}
+    texts: dict[str, str] = {}
+    recovered = provenance["role"] == "recovered"
+    if recovered:
+        selected = entry.selected()
+        tokens |= {row["row_id"]: row["tokens"] for row in selected}
+        texts = {row["row_id"]: row["instruction"] for row in selected}
     known = {row["row_id"]: row for row in entry.rows() if row["role"] in ("trained", "rejected")}
     rows = []
     for row_id in provenance["row_ids"]:
@@ -111,14 +125,35 @@ def _rows_of(entry: Entry, provenance: dict[str, Any]) -> list[Row]:
                 f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/rows.parquet",
                 remedy="`paser audit verify` says what was altered",
             )
-        rows.append({**known[row_id], "tokens": tokens.get(row_id, 0)})
+        row = {**known[row_id], "tokens": tokens.get(row_id, 0), "instruction": texts.get(row_id)}
+        rows.append(row if recovered else {**row, "reason": "random"})
     return rows
 
 
-def render(found: Trace, console: Console | None = None) -> None:
-    """Prints a trace as tables."""
+def _selected(rows: list[Row], decisions: list[Row]) -> list[Row]:
+    decided = {row["row_id"]: row for row in decisions}
+    keys = ("row_id", "source", "source_row", "license", "label", "cluster", "tokens", "reason")
+    found = []
+    for row in rows:
+        decision = decided.get(row["row_id"], {})
+        scores = {key: _finite(decision.get(key)) for key in ("jsd", "ies", "rank")}
+        text = None if row["instruction"] is None else _beginning(row["instruction"])
+        found.append({**{key: row[key] for key in keys}, **scores, "instruction": text})
+    return found
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text[: 4 * INSTRUCTION_LENGTH].split())
+    return line if len(line) <= INSTRUCTION_LENGTH else f"{line[: INSTRUCTION_LENGTH - 1].rstrip()}…"
+
+
+def render(found: Trace, console: Console | None = None, *, all_rows: bool = False) -> None:
+    """Prints a trace as tables, the rows last: the first 10 of them, or all."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = console or Console()
@@ -133,7 +168,7 @@ def render(found: Trace, console: Console | None = None) -> None:
         ("seed", str(found.seed)),
         ("audit entry", found.entry),
     ):
-        head.add_row(f"[bold]{name}[/]", escape(value))
+        head.add_row(f"[bold]{name}[/]", _plain(value))
     console.print(head)
     for title, group in (
         ("source", found.by_source),
@@ -145,7 +180,7 @@ def render(found: Trace, console: Console | None = None) -> None:
         table.add_column("rows", justify="right")
         table.add_column("tokens", justify="right")
         for row in group:
-            table.add_row(escape(row["name"]), f"{row['rows']:,}", f"{row['tokens']:,}")
+            table.add_row(_plain(row["name"]), f"{row['rows']:,}", f"{row['tokens']:,}")
         console.print(table)
     table = Table(
         title="Rows by cluster, and the divergence (JSD) they were scored with", title_justify="left"
@@ -156,14 +191,14 @@ def render(found: Trace, console: Console | None = None) -> None:
     for row in found.by_cluster:
         numbers = (row["jsd_mean"], row["jsd_min"], row["jsd_max"])
         shown = ("-" if number is None else f"{number:.4f}" for number in numbers)
-        name = escape(f"{row['cluster']} {row['name']}")
+        name = _plain(f"{row['cluster']} {row['name']}")
         table.add_row(name, f"{row['rows']:,}", f"{row['tokens']:,}", *shown)
     console.print(table)
     table = Table(title="Settings that decided each stage", title_justify="left")
     table.add_column("stage")
     table.add_column("settings", overflow="fold")
     for stage, params in found.settings.items():
-        table.add_row(stage, escape(", ".join(f"{k}={v}" for k, v in _flat(params))) or "-")
+        table.add_row(stage, _plain(", ".join(f"{k}={v}" for k, v in _flat(params))) or "-")
     console.print(table)
     table = Table(title="Chain: what each stage read and wrote", title_justify="left")
     for name in ("stage", "", "path", "SHA-256"):
@@ -172,10 +207,53 @@ def render(found: Trace, console: Console | None = None) -> None:
         stage = link["stage"]
         for side, verb in (("inputs", "read"), ("outputs", "wrote")):
             for path, digest in link[side].items():
-                table.add_row(stage, verb, escape(path), f"{digest[:16]}…")
+                table.add_row(stage, verb, _plain(path), f"{digest[:16]}…")
                 stage = ""
         table.add_section()
     console.print(table)
+    _render_rows(found, console, len(found.selected) if all_rows else SHOWN_ROWS)
+
+
+def _render_rows(found: Trace, console: Console, most: int) -> None:
+    from rich import box
+    from rich.table import Table
+
+    shown = found.selected[:most]
+    title = "Rows, in training order"
+    if len(shown) < found.rows:
+        title += f": the first {len(shown)} of {found.rows:,}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("row, where it comes from, how it begins", overflow="fold", ratio=1)
+    for name in ("licence", "label"):
+        table.add_column(name, overflow="fold")
+    for name in ("cluster", "tokens", "JSD", "IES", "rank"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for number, row in enumerate(shown, 1):
+        origin = f"{_plain(row['source'])} {_plain(row['source_row'])}"
+        origin = f"[bold]{_plain(row['row_id'][:ID_LENGTH])}[/] {origin}"
+        table.add_row(
+            str(number),
+            origin if row["instruction"] is None else f"{origin}\n[dim]{_plain(row['instruction'])}[/]",
+            _plain(row["license"]),
+            _plain(row["label"] or "-"),
+            "-" if row["cluster"] is None else str(row["cluster"]),
+            f"{row['tokens']:,}",
+            *("-" if row[key] is None else f"{row[key]:.4f}" for key in ("jsd", "ies")),
+            "-" if row["rank"] is None else f"{row['rank']:,}",
+            _plain(row["reason"] or "-"),
+        )
+    console.print(table)
+    if len(shown) < found.rows:
+        console.print("--rows shows all rows, --json gives their whole row ids", highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Text of the data made safe for a terminal: no markup of rich, no control sequences."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

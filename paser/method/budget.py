@@ -43,15 +43,20 @@ def policy_weights(
 
 
 def allocate(
-    total: int, weights: Sequence[float], caps: Sequence[int], order: Sequence[str], floor: int = 0
+    total: int,
+    weights: Sequence[float],
+    caps: Sequence[int],
+    order: Sequence[str],
+    floors: Sequence[int] = (),
 ) -> list[int]:
     """Whole amounts n_k <= caps_k, as near to total * weights_k as can be, that add up to
     min(total, sum(caps)).
 
     Clusters whose share exceeds what they have are filled, and the rest is divided anew among the
-    others until none overflows; then largest remainders round the shares. `floor` is granted first, as
-    far as `total` and the caps allow. Ties go by `order` (any stable name of the cluster), so that
-    numbering does not matter. A cluster of weight 0 gets something only when all others are full.
+    others until none overflows; then largest remainders round the shares. `floors`, one a cluster, are
+    granted first, as far as `total` and the caps allow. Ties go by `order` (any stable name of the
+    cluster), so that numbering does not matter. A cluster of weight 0 gets something only when all
+    others are full.
     """
     from fractions import Fraction
 
@@ -60,8 +65,8 @@ def allocate(
     count = len(caps)
     given = [0] * count
     left = min(total, sum(caps))
-    if floor:
-        wanted = [min(floor, cap) for cap in caps]
+    if any(floors):
+        wanted = [min(floor, cap) for floor, cap in zip(floors, caps, strict=True)]
         given = wanted if sum(wanted) <= left else allocate(left, [1.0] * count, wanted, order)
         left -= sum(given)
     exact = [Fraction(float(w)) for w in weights]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 NMF_ITERATIONS = 200
 NMF_TOLERANCE = 1e-5
+MOST_RESEEDS = 5
 STABILITY_SHARE = 0.9
 
 
@@ -81,7 +82,7 @@ def symmetric_nmf(affinity: sparse.csr_matrix, start: np.ndarray, seed: int) -> 
     factor[np.arange(count), start] += 1.0
     gram = factor.T @ factor
     factor *= np.sqrt(max(float((factor * (weights @ factor)).sum()), 1e-12) / float((gram**2).sum()))
-    previous = np.inf
+    previous, reseeds = np.inf, 0
     total = float(weights.multiply(weights).sum())
     for step in range(NMF_ITERATIONS):
         product = weights @ factor
@@ -91,12 +92,17 @@ def symmetric_nmf(affinity: sparse.csr_matrix, start: np.ndarray, seed: int) -> 
             break
         previous = loss
         factor *= 0.5 + 0.5 * product / np.maximum(factor @ gram, 1e-12)
-        _reseed(factor, weights, rng)
+        if reseeds < MOST_RESEEDS and _reseed(factor, weights, rng):
+            reseeds += 1
+            previous = np.inf
     return np.asarray(factor)
 
 
-def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Generator) -> None:
-    """Gives each column that is nobody's largest the rows whose links are explained worst."""
+def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Generator) -> bool:
+    """Gives each column that is nobody's largest the rows whose links are explained worst.
+
+    Returns whether there was one; its loss rises then, and the updates go on.
+    """
     import numpy as np
 
     count, columns = factor.shape
@@ -107,6 +113,7 @@ def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Gener
         worst = np.argsort(explained - linked, kind="stable")[: max(1, count // (10 * columns))]
         factor[:, column] = 1e-3 * rng.random(count) * factor.max()
         factor[worst, column] = factor.max()
+    return bool((sizes == 0).any())
 
 
 def cluster(

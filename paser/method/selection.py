@@ -90,16 +90,18 @@ def select(
     weights : shape (K,), the policy's shares
     damage : shape (K,), CDS; clusters are visited from the highest to the lowest
     strictness : 0 .. 1, see `ConceptGraph.clash`
-    on_shortfall : `relax` or `leave`, when more than 2 % of the budget stays unspent
-    floor : least amount a cluster, as far as it has rows
+    on_shortfall : `relax` or `leave`, when more than 2 % of the budget stays unspent; a budget above
+        all that there is is never relaxed for: it gets what the filter accepts
+    floor : least number of rows a cluster, as far as it has them; its first ones by efficiency
 
     The result depends neither on the order of rows nor on the numbering of clusters: ties go by row id.
     """
     run = _Run(candidates, budget, len(weights), damage)
-    allocated = allocate(min(budget, sum(run.caps)), list(weights), run.caps, run.names, floor)
+    total = min(budget, sum(run.caps))
+    allocated = allocate(total, list(weights), run.caps, run.names, run.floors(floor))
     run.visit(run.pending, allocated, SELECTED, strictness, "allocation")
     run.spread(run.pending, weights, RESPREAD, strictness, "re-spread")
-    if on_shortfall == "relax":
+    if on_shortfall == "relax" and budget <= sum(run.caps):
         for step in (s for s in RELAX_STEPS if s < strictness):
             if run.left <= TOLERATED_SHORTFALL * budget:
                 break
@@ -125,6 +127,10 @@ class _Run:
         self.spent = [0] * count
         self.moves: list[Move] = []
         self.graph = ConceptGraph()
+
+    def floors(self, rows: int) -> list[int]:
+        """What the first `rows` rows of each cluster cost."""
+        return [sum(self.rows.cost[i] for i in queue[:rows]) for queue in self.pending]
 
     @property
     def left(self) -> int:

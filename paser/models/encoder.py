@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import sha256_path
 from paser.cache import Cache
 from paser.errors import ModelError
-from paser.lineage.record import package_versions
+from paser.lineage.record import code_digest, package_versions
 from paser.models.shards import Arrays, run_shards
 from paser.progress import warn
 from paser.records import row_to_sample
@@ -66,6 +66,7 @@ class PromptEmbedder:
             "device": device,
             "threads": threads,
             "versions": package_versions(),
+            "code": code_digest(("paser/models", "paser/records.py")),
         }
         return cls(load_encoder(path, device), determines, settings.embed.batch_size, cache)
 

@@ -6,7 +6,7 @@ measured on the bytes that others will load, not on a model in memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from paser.settings import NM_PATTERNS
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
 
 # Below this share of zeros a layer counts as dense: a few weights are zero by rounding alone.
 SPARSE_SHARE = 0.01
@@ -123,21 +122,6 @@ def same_zeros(before: Path, after: Path) -> list[str]:
         if grown is None or grown.shape != weight.shape or bool((grown[zeros] != 0).any()):
             broken.append(name)
     return broken
-
-
-def masks(model: PreTrainedModel, targets: Collection[str]) -> dict[str, torch.Tensor]:
-    """Boolean masks of the weights that are not zero, shape (out, in), by module name.
-
-    `targets` are last parts of module names (`q_proj`); dense layers are left out.
-    """
-    import torch
-
-    found = {}
-    for name, module in model.named_modules():
-        wanted = isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets
-        if wanted and is_sparse(module.weight):
-            found[name] = module.weight.detach() != 0
-    return found
 
 
 def is_sparse(weight: torch.Tensor) -> bool:

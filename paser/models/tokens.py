@@ -7,6 +7,7 @@ is trained.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 
 from paser.errors import ModelError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
+FIXED_DAY = date(2025, 1, 1)
 _MARK = "\u2042answer\u2042"
 
 
@@ -47,7 +49,7 @@ class SampleEncoder:
     def _end_of_turn(self) -> int:
         if self.template == "chat":
             turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+            text = self._render(turns)
             after = text.rpartition(_MARK)[2].strip()
             ids = self.tokenizer.encode(after, add_special_tokens=False) if after else []
             if ids and ids[0] in self.tokenizer.all_special_ids:
@@ -61,11 +63,21 @@ class SampleEncoder:
             )
         return int(self.tokenizer.eos_token_id)
 
+    def _render(self, turns: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        """The chat template, on a fixed day: some templates write today's date into every prompt."""
+        text = self.tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            strftime_now=lambda form: FIXED_DAY.strftime(form),
+            date_string=FIXED_DAY.strftime("%d %b %Y"),
+            add_generation_prompt=add_generation_prompt,
+        )
+        return str(text)
+
     def prompt_text(self, sample: Sample) -> str:
         if self.template == "chat":
             turns = [{"role": "user", "content": sample.prompt}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return str(text)
+            return self._render(turns, add_generation_prompt=True)
         return PLAIN_TEMPLATE.format(prompt=sample.prompt)
 
     def encode(self, sample: Sample, max_tokens: int) -> Encoded:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.cache import Cache
 from paser.errors import ModelError
-from paser.lineage.record import package_versions
+from paser.lineage.record import code_digest, package_versions
 from paser.models.passes import FusedPass, context_length
 from paser.models.shards import Arrays, run_shards
 from paser.models.tokens import SampleEncoder
@@ -20,6 +20,10 @@ from paser.settings import ScoreSettings, Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# What decides a score beside models, settings and libraries.
+CODE = ("paser/models", "paser/method/divergence.py", "paser/records.py")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class ModelSet:
 
         Raises ModelError where two vocabularies differ: their distributions cannot be compared.
         """
-        from paser.models.loading import load_causal_lm, load_tokenizer, vocabulary_mismatch
+        from paser.models.loading import load_causal_lm, load_tokenizer
         from paser.models.precision import choose_device, choose_dtype, set_threads
 
         runtime = settings.runtime
@@ -46,13 +50,7 @@ class ModelSet:
         dtype = choose_dtype(settings.model.precision, device, cache)
         first, *rest = paths
         tokenizer = load_tokenizer(paths[first])
-        for name in rest:
-            if why := vocabulary_mismatch(tokenizer, load_tokenizer(paths[name])):
-                raise ModelError(
-                    f"models {first!r} ({paths[first]}) and {name!r} ({paths[name]}) have different "
-                    f"vocabularies: {why}",
-                    remedy="the pruned model must come from the original one",
-                )
+        same_vocabulary(paths)
         loaded = {name: load_causal_lm(path, dtype=dtype, device=device) for name, path in paths.items()}
         widths = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in loaded.items()}
         if len({*widths.values()}) > 1:
@@ -73,6 +71,21 @@ class ModelSet:
         if shortest < max_tokens:
             warn(f"samples are cut at the models' context of {shortest} tokens (asked: {max_tokens})")
         return min(shortest, max_tokens)
+
+
+def same_vocabulary(paths: Mapping[str, Path]) -> None:
+    """Raises ModelError unless all tokenizers number the same tokens alike; the first one is the measure."""
+    from paser.models.loading import load_tokenizer, vocabulary_mismatch
+
+    first, *rest = paths
+    tokenizer = load_tokenizer(paths[first])
+    for name in rest:
+        if why := vocabulary_mismatch(tokenizer, load_tokenizer(paths[name])):
+            raise ModelError(
+                f"models {first!r} ({paths[first]}) and {name!r} ({paths[name]}) have different "
+                f"vocabularies: {why}",
+                remedy="the pruned model must come from the original one",
+            )
 
 
 def fused_arrays(
@@ -100,6 +113,7 @@ def fused_arrays(
         "threads": models.threads,
         "template": models.encoder.template,
         "versions": package_versions(),
+        "code": code_digest(CODE),
     }
 
     def compute(positions: list[int]) -> Arrays:

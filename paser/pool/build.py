@@ -16,8 +16,9 @@ from paser.errors import SourceError
 from paser.pool.clean import Kept, Quarantined, Withdrawals, check, normalised
 from paser.pool.dedup import NearIndex
 from paser.pool.formats import read_source
-from paser.pool.holdout import draw_order, split
-from paser.records import Occurrence, Sample, sample_to_row
+from paser.pool.holdout import split
+from paser.progress import warn
+from paser.records import Occurrence, Sample, draw_key, sample_to_row
 from paser.sources.catalog import Source
 from paser.sources.fetching import read_index
 
@@ -62,8 +63,23 @@ def read_rows(sources_dir: Path, role: str) -> Iterator[Rows]:
 
 
 def read_sources(sources_dir: Path, role: str) -> list[Sample]:
-    """All samples of a role below `data/sources`, normalised, in the order of list and files."""
-    return [normalised(sample) for rows in read_rows(sources_dir, role) for sample in rows.samples]
+    """The samples of a role below `data/sources`, normalised, in the order of list and files.
+
+    Rows without prompt or response are left out, with a warning that counts them; of the rest at most
+    `max_rows` a source are drawn, as for the pool.
+    """
+    found: list[Sample] = []
+    for rows in read_rows(sources_dir, role):
+        samples = [normalised(sample) for sample in rows.samples]
+        usable = [sample for sample in samples if sample.prompt and sample.output]
+        if len(usable) < len(samples):
+            warn(
+                f"source {rows.source.name}: {len(samples) - len(usable)} of {len(samples)} rows have no "
+                "prompt or no response and are left out"
+            )
+        chosen = _drawn([sample.row_id for sample in usable], rows.source, 1.0)
+        found += [usable[i] for i in sorted(chosen)]
+    return found
 
 
 def build(
@@ -201,13 +217,19 @@ def _draw(rows: list[Kept], sources: list[Source], share: float, not_drawn: dict
     chosen: set[str] = set()
     for source in sources:
         members = [row.sample.row_id for row in rows if row.sample.source == source.name]
-        limit = len(members) if source.max_rows is None else min(source.max_rows, len(members))
-        limit = max(round(limit * share), min(limit, 1))
-        members.sort(key=lambda identity: draw_order(identity, source.sample_seed))
-        chosen |= set(members[:limit])
-        if len(members) > limit:
-            not_drawn[source.name] = len(members) - limit
+        drawn = _drawn(members, source, share)
+        chosen |= {members[i] for i in drawn}
+        if len(members) > len(drawn):
+            not_drawn[source.name] = len(members) - len(drawn)
     return [row for row in rows if row.sample.row_id in chosen]
+
+
+def _drawn(identities: list[str], source: Source, share: float) -> list[int]:
+    """Positions of the rows of a source that are drawn, first drawn first."""
+    limit = len(identities) if source.max_rows is None else min(source.max_rows, len(identities))
+    limit = max(round(limit * share), min(limit, 1))
+    keys = [draw_key(f"draw {source.name}", source.sample_seed, identity) for identity in identities]
+    return sorted(range(len(keys)), key=keys.__getitem__)[:limit]
 
 
 def _causes(quarantine: list[Quarantined]) -> str:

@@ -45,6 +45,18 @@ def shown(value: Any) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
+def require_characters(text: str, key: str, where: str) -> None:
+    """Raises if a text holds half of a surrogate pair (JSON `"\\ud83d"`): it has no bytes, so no row id."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = text[max(error.start - 20, 0) : error.end + 20]
+        raise SourceError(
+            f"{where}: {key!r} holds {text[error.start]!a}, half of a surrogate pair: {shown(around)}",
+            remedy="write the whole pair (an emoji was cut in two), or take it out of the row",
+        ) from error
+
+
 def is_records(path: Path) -> bool:
     return path.name.lower().endswith(RECORD_SUFFIXES)
 

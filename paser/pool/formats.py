@@ -25,6 +25,7 @@ from paser.pool.documents import (
     read_records,
     read_text,
     read_yaml,
+    require_characters,
     shown,
 )
 from paser.records import Sample
@@ -68,6 +69,8 @@ def read_source(folder: Path, source: Source) -> Iterator[Sample]:
     rows = answered = 0
     try:
         for draft in adapter(files, source.options):
+            for key, value in vars(draft).items():
+                require_characters(value or "", key, draft.row)
             rows += 1
             answered += bool(draft.output.strip())
             yield Sample(
@@ -122,6 +125,7 @@ def _field(row: Mapping[str, Any], key: str, where: str, *, optional: bool = Fal
         return ""
     if not isinstance(value, str):
         raise SourceError(f"{where}: {key!r} is {shown(value)}, not a text", remedy="write it as a text")
+    require_characters(value, key, where)
     return value
 
 

@@ -6,12 +6,12 @@ pool.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from paser.pool.clean import Kept, Quarantined
 from paser.pool.dedup import NearIndex
+from paser.records import draw_key
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,6 @@ class Split:
     holdout: list[Kept]
     quarantined: list[Quarantined]
     short: dict[str, int]
-
-
-def draw_order(row_id: str, seed: int) -> str:
-    """Sorting key of a row in a draw: the same in every pool that holds the row."""
-    return hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest()
 
 
 def split(rows: Iterable[Kept], per_label: int, threshold: float, seed: int) -> Split:
@@ -52,7 +47,10 @@ def split(rows: Iterable[Kept], per_label: int, threshold: float, seed: int) -> 
             short[label or "(no label)"] = number
         members = sorted(
             members,
-            key=lambda row: (len(neighbours[row.sample.row_id]) > 1, draw_order(row.sample.row_id, seed)),
+            key=lambda row: (
+                len(neighbours[row.sample.row_id]) > 1,
+                draw_key("holdout", seed, row.sample.row_id),
+            ),
         )
         held |= {row.sample.row_id: row for row in members[:number]}
     pool: list[Kept] = []

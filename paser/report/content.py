@@ -303,13 +303,22 @@ def _pool(pool: list[Row], holdout: list[Row]) -> list[Row]:
 
 
 def funnel(tables: Tables) -> list[tuple[str, int, str]]:
-    """Steps from all rows that were read to those that were selected: (label, rows, stock or loss)."""
-    total = len(tables.pool) + len(tables.holdout) + len(tables.quarantine)
+    """Steps from all rows of the pool's sources to those selected: (label, rows, stock or loss).
+
+    Rows of calibration sources, quarantined or not drawn, never were on this way and are left out.
+    """
+    summary = tables.entry["summary"]
+    sources = set(summary["pool_sources"])
+    quarantine = [row for row in tables.quarantine if row["source"] in sources]
+    not_drawn = sum(rows for source, rows in summary["not_drawn"].items() if source in sources)
+    total = len(tables.pool) + len(tables.holdout) + len(quarantine) + not_drawn
     steps = [("Rows read", total, "stock")]
     steps += [
         (f"quarantined: {QUARANTINED.get(reason, reason.replace('_', ' '))}", count, "loss")
-        for reason, count in _by_count(Counter(row["reason"] for row in tables.quarantine))
+        for reason, count in _by_count(Counter(row["reason"] for row in quarantine))
     ]
+    if not_drawn:
+        steps.append(("not drawn (max_rows or share)", not_drawn, "loss"))
     steps.append(("held out for evaluation", len(tables.holdout), "loss"))
     steps.append(("Pool", len(tables.pool), "stock"))
     rejected = Counter(row["reason"] for row in tables.decisions if row["decision"] == "rejected")

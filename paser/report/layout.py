@@ -55,7 +55,8 @@ def within_reach(plane: np.ndarray) -> np.ndarray:
 
     low, high = np.quantile(plane, [0.05, 0.95], axis=0)
     margin = (high - low) / 2
-    return np.clip(plane, low - margin, high + margin)
+    placed: np.ndarray = np.clip(plane, low - margin, high + margin)
+    return placed
 
 
 def _principal(points: np.ndarray) -> np.ndarray:

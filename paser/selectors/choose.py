@@ -10,10 +10,10 @@ from typing import Any
 
 from paser.errors import StageError
 from paser.pool.dedup import NearIndex
-from paser.records import row_to_sample
+from paser.records import draw_key, row_to_sample
 from paser.selectors.damage import PaserSelector
 from paser.selectors.protocol import ScoredRow, Selection, resolve_budget
-from paser.selectors.random import RandomSelector, shuffled
+from paser.selectors.random import RandomSelector
 from paser.settings import SelectSettings
 
 Row = dict[str, Any]
@@ -130,8 +130,7 @@ def training_rows(
     pool: Sequence[Row], rows: Sequence[ScoredRow], selection: Selection, seed: int
 ) -> list[Row]:
     """The accepted rows in training order: shuffled by seed, so that clusters mix in each batch."""
-    accepted = selection.accepted
-    order = shuffled(accepted, [rows[i].row_id for i in accepted], seed)
+    order = sorted(selection.accepted, key=lambda i: draw_key("order", seed, rows[i].row_id))
     kept = ("row_id", "instruction", "input", "output", "source", "source_row", "license", "label")
     return [
         {name: pool[i][name] for name in kept} | {"cluster": rows[i].cluster, "tokens": rows[i].tokens}

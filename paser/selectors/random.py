@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from paser.records import draw_key
 from paser.selectors.protocol import ACCEPTED, REJECTED, Decided, ScoredRow, Selection
 
 
@@ -21,7 +21,7 @@ class RandomSelector:
 
     def __call__(self, rows: Sequence[ScoredRow], amount: int, unit: str) -> Selection:
         usable = [i for i, row in enumerate(rows) if row.refusal is None]
-        order = shuffled(usable, [rows[i].row_id for i in usable], self.seed)
+        order = sorted(usable, key=lambda i: draw_key("random", self.seed, rows[i].row_id))
         cost = {i: rows[i].tokens if unit == "tokens" else 1 for i in order}
         taken: set[int] = set()
         left = amount
@@ -42,12 +42,3 @@ class RandomSelector:
             else:
                 decisions.append(Decided(REJECTED, "budget"))
         return Selection(decisions, {"budget": amount, "unit": unit, "spent": sum(cost[i] for i in taken)})
-
-
-def shuffled(items: Sequence[int], row_ids: Sequence[str], seed: int) -> list[int]:
-    """`items` in the order of SHA-256 of seed and row id: the same for any order of the rows."""
-    keys = {
-        item: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest()
-        for item, row_id in zip(items, row_ids, strict=True)
-    }
-    return sorted(items, key=keys.__getitem__)

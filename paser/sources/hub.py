@@ -10,7 +10,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from paser.artifacts import disk_errors, files_below
+from paser.artifacts import PICKLES, disk_errors, files_below
 from paser.errors import SourceError
 from paser.progress import say, warn
 from paser.sources.uri import HfUri, glob_pattern
@@ -33,7 +33,7 @@ def fetch_repository(uri: HfUri, target: Path, *, model: bool, cache_dir: Path |
     """Copies the wanted files of a repository to `target`; returns the commit they come from.
 
     With `HF_HUB_OFFLINE=1` only the client's cache is read. Raises `SourceError` when the repository,
-    the revision or a wanted file is missing, or the Hub cannot be reached.
+    the revision or a wanted file is missing, or the Hub cannot be reached or stops answering half-way.
     """
     snapshot = _snapshot(uri, model=model, cache_dir=cache_dir)
     commit = snapshot.name
@@ -60,6 +60,7 @@ def fetch_repository(uri: HfUri, target: Path, *, model: bool, cache_dir: Path |
 
 
 def _snapshot(uri: HfUri, *, model: bool, cache_dir: Path | None) -> Path:
+    from httpx import HTTPError
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -67,25 +68,34 @@ def _snapshot(uri: HfUri, *, model: bool, cache_dir: Path | None) -> Path:
     kinds = MODEL_FILES if model else DATA_FILES
     say(f"fetching hf:{uri.repository}@{uri.revision}{' from the local cache' if offline else ''}")
     try:
-        return Path(
-            snapshot_download(
-                uri.repository,
-                repo_type="model" if model else "dataset",
-                revision=uri.revision,
-                allow_patterns=list(uri.globs or kinds),
-                ignore_patterns=["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.py"],
-                cache_dir=cache_dir,
-                local_files_only=offline,
+        with disk_errors(Path(cache_dir or constants.HF_HUB_CACHE)):
+            return Path(
+                snapshot_download(
+                    uri.repository,
+                    repo_type="model" if model else "dataset",
+                    revision=uri.revision,
+                    allow_patterns=list(uri.globs or kinds),
+                    ignore_patterns=[*(f"*{suffix}" for suffix in PICKLES), "*.py"],
+                    cache_dir=cache_dir,
+                    local_files_only=offline,
+                )
             )
-        )
     except LocalEntryNotFoundError as error:
         raise SourceError(
             f"hf:{uri.repository}@{uri.revision} is not in the local cache and the Hub cannot be reached",
             remedy="connect to the network (and unset HF_HUB_OFFLINE), then run the same command again",
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(
-            f"hf:{uri.repository}@{uri.revision} cannot be fetched: {lines[0]}",
+            f"hf:{uri.repository}@{uri.revision} cannot be fetched: {_first_line(error)}",
             remedy="check owner, name and revision; `hf auth login` gives access to gated repositories",
         ) from error
+    except HTTPError as error:
+        raise SourceError(
+            f"hf:{uri.repository}@{uri.revision}: the download was interrupted: {_first_line(error)}",
+            remedy="run the same command again; finished files are kept",
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from paser.artifacts import read_array, read_rows, write_json, write_table
 from paser.progress import say
+from paser.records import row_to_sample
 from paser.stages.run import Context
 
 
@@ -19,7 +19,7 @@ def run(context: Context) -> None:
     result = group(
         read_array(context.input("data/embeddings.npy")),
         read_array(context.input("data/holdout-embeddings.npy")),
-        [_text(row) for row in pool],
+        [row_to_sample(row).prompt for row in pool],
         settings.cluster,
         (settings.select.concepts, settings.select.phrase_words),
         settings.seed,
@@ -42,10 +42,6 @@ def run(context: Context) -> None:
     say(f"  {description['k']} clusters by {description['manifold']} + {description['algorithm']}")
     for entry in description["clusters"]:
         say(f"    {entry['cluster']:>2}  {entry['rows']:>5} rows  {entry['name']}")
-
-
-def _text(row: dict[str, Any]) -> str:
-    return f"{row['instruction']}\n{row['input'] or ''}"
 
 
 def _agreement(labels: list[str | None], clusters: list[int]) -> dict[str, float] | None:

@@ -14,7 +14,6 @@ def run(context: Context) -> None:
     from paser.artifacts import write_json
     from paser.lineage.record import code_digest
     from paser.recovery.job import recover_model
-    from paser.stages.run import PACKAGE_ROOT
 
     if not context.settings.control.enabled:
         write_json(context.out(OUTPUT) / "note.json", {"note": "control.enabled is false"})
@@ -25,5 +24,5 @@ def run(context: Context) -> None:
         role="control",
         selection="data/control.jsonl",
         output=OUTPUT,
-        code=code_digest(PACKAGE_ROOT, ("paser/models", "paser/recovery")),
+        code=code_digest(("paser/models", "paser/recovery")),
     )

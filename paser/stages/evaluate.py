@@ -41,11 +41,10 @@ def run(context: Context) -> None:
     models = ModelSet.load(paths, settings, context.cache)
     digests = {name: sha256_path(path) for name, path in paths.items()}
     arrays = fused_arrays("evaluate", rows, models, digests, settings.score, context.cache)
-    kind = "label" if any(row["label"] for row in rows) else "cluster"
+    kind = "label" if any(row["label"] for row in holdout) else "cluster"
     for row in rows:
         row["cluster"] = cluster_of.get(row["row_id"])
-        by_cluster = "evaluation" if row["cluster"] is None else f"cluster {row['cluster']}"
-        row["capability"] = (row["label"] or "unlabelled") if kind == "label" else by_cluster
+        row["capability"] = _capability(row, kind)
     names = list(paths)
     write_table(context.out("data/evaluation.parquet"), "evaluation", _long(rows, arrays, names))
     usable = [i for i in range(len(rows)) if str(arrays["status"][i]) in ("ok", "cut")]
@@ -86,6 +85,13 @@ def run(context: Context) -> None:
             f"  {name}: fidelity gap {fidelity['value']:.3f}"
             + (f", gap closed in loss {gap['value']:.3f}" if gap else "")
         )
+
+
+def _capability(row: Row, kind: str) -> str:
+    """The held-out row's label or cluster; evaluation rows stand apart, by source."""
+    if row["split"] == "evaluation":
+        return f"evaluation: {row['source']}"
+    return f"cluster {row['cluster']}" if kind == "cluster" else row["label"] or "unlabelled"
 
 
 def _benchmarks(context: Context) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paser.artifacts import remove
-from paser.progress import progress
-from paser.sources.catalog import ROLES, load_sources
+from paser.progress import progress, warn
+from paser.sources.catalog import ROLES, Source, contaminated, load_sources
 from paser.sources.fetching import Fetched, fetch_one, write_index
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> None:
     sources = load_sources(context.input("data/sources.yaml"))
+    _warn_of_overlap(sources)
     base = context.input("data/raw")
     fetched: dict[str, list[Fetched]] = {role: [] for role in ROLES}
     with progress("fetching", len(sources), "sources") as advance:
@@ -38,3 +39,14 @@ def run(context: Context) -> None:
         ),
         licenses=sorted({f.source.license for entries in fetched.values() for f in entries}),
     )
+
+
+def _warn_of_overlap(sources: list[Source]) -> None:
+    """Said before hours of work, at the end of which `evaluate` would refuse."""
+    evaluation = [source for source in sources if source.role == "evaluation"]
+    training = [source for source in sources if source.role in ("pool", "calibration")]
+    if overlap := contaminated(evaluation, training):
+        warn(
+            f"items of {', '.join(overlap)} are in pool or calibration as well as in an evaluation source: "
+            "`evaluate` will refuse it unless evaluate.allow_contaminated is set"
+        )

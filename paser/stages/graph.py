@@ -29,7 +29,7 @@ class Stage:
     """One stage. Paths are POSIX, relative to the project.
 
     `code` are files or folders of the package besides `CORE` and the stage's own file; `params` are
-    dotted keys of `params.yaml` that can change the outputs; `gpu` says whether it wants one at scale.
+    dotted keys of `params.yaml` that can change the outputs.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Stage:
     outputs: tuple[str, ...]
     params: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    gpu: bool = False
 
     @property
     def record(self) -> str:
@@ -94,7 +93,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/models/original", "data/models/pruned"),
             params=("seed", "model", "prune"),
             code=(_MODELS, "paser/pruning"),
-            gpu=True,
         ),
         Stage(
             "embed",
@@ -102,7 +100,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/embeddings.npy", "data/holdout-embeddings.npy"),
             params=("embed",),
             code=(_MODELS,),
-            gpu=True,
         ),
         Stage(
             "cluster",
@@ -117,7 +114,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/scores.parquet",),
             params=("model", "score"),
             code=(_MODELS, "paser/method/divergence.py"),
-            gpu=True,
         ),
         Stage(
             "select",
@@ -144,7 +140,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/models/recovered",),
             params=("seed", "model", "recover"),
             code=(_MODELS, "paser/recovery", "paser/lineage"),
-            gpu=True,
         ),
         Stage(
             "control",
@@ -152,7 +147,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/models/control",),
             params=("seed", "model", "recover", "control"),
             code=(_MODELS, "paser/recovery", "paser/lineage"),
-            gpu=True,
         ),
         Stage(
             "evaluate",
@@ -171,7 +165,6 @@ STAGES: dict[str, Stage] = {
             outputs=("data/metrics.json", "data/evaluation.parquet"),
             params=("seed", "model", "score", "evaluate"),
             code=(_MODELS, "paser/evaluation", "paser/method", "paser/pool", "paser/sources"),
-            gpu=True,
         ),
         Stage(
             "audit",

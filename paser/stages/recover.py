@@ -11,12 +11,11 @@ if TYPE_CHECKING:
 def run(context: Context) -> None:
     from paser.lineage.record import code_digest
     from paser.recovery.job import recover_model
-    from paser.stages.run import PACKAGE_ROOT
 
     recover_model(
         context,
         role="recovered",
         selection="data/selected.jsonl",
         output="data/models/recovered",
-        code=code_digest(PACKAGE_ROOT, ("paser/models", "paser/recovery")),
+        code=code_digest(("paser/models", "paser/recovery")),
     )

@@ -35,13 +35,14 @@ def run(context: Context) -> None:
     target.mkdir(parents=True)
     page = render(build(tables), _map(context, tables))
     (target / "index.html").write_text(page, encoding="utf-8")
+    # The original's distance from itself is 0 everywhere.
+    altered = [model for model in tables.metrics["models"] if model != "original"]
     _write_csv(
         target / "damage.csv",
-        ("capability", "model", "loss", "jsd"),
+        ("capability", *altered),
         (
-            (capability["name"], model, *(_cell(capability[key].get(model)) for key in ("loss", "jsd")))
+            (capability["name"], *(_cell(capability["jsd"].get(model)) for model in altered))
             for capability in tables.metrics["capabilities"]
-            for model in tables.metrics["models"]
         ),
     )
     _write_csv(

@@ -35,8 +35,6 @@ from paser.progress import duration, say
 from paser.settings import Settings, load_settings
 from paser.stages.graph import Stage, stage
 
-PACKAGE_ROOT = Path(paser.__file__).parent.parent
-
 
 @dataclass
 class Context:
@@ -79,7 +77,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
         try:
             module.run(context)
         except PaserError as error:
-            raise _with_way_back(error) from error
+            raise _with_way_back(error, project) from error
         for relative in spec.outputs:
             if not context.out(relative).exists():
                 raise StageError(f"stage {name} did not write {relative}")
@@ -93,7 +91,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
         "inputs": [artefact.as_json() for artefact in inputs],
         "outputs": [artefact.as_json() for artefact in outputs],
         "params": {key: _param(settings, key) for key in spec.params},
-        "code": code_digest(PACKAGE_ROOT, spec.all_code),
+        "code": code_digest(spec.all_code),
         "seed": settings.seed,
         "versions": {"paser": paser.__version__, "python": platform.python_version()} | package_versions(),
         "facts": context.facts,
@@ -147,7 +145,11 @@ def _staging(context: Context) -> Iterator[None]:
             remove(context.out(relative))
 
 
-def _with_way_back(error: PaserError) -> PaserError:
+def _with_way_back(error: PaserError, project: Path) -> PaserError:
+    """DVC removed the earlier outputs before the run; where there were some, the error says how to have
+    them back."""
+    if not (project / "dvc.lock").exists():
+        return error
     back = "earlier outputs come back with `git restore dvc.lock && dvc checkout`"
     remedy = f"{error.remedy}; {back}" if error.remedy else back
     return type(error)(error.problem, remedy=remedy)

@@ -30,6 +30,7 @@ CAPABILITIES = {
     "conversation": ("chatterbot", "BSD-3-Clause", None, 4, 0.14, 0.37, "Tell me why a robot {} its friends"),
     "logic": ("reasoning-gym", "Apache-2.0", None, 5, 0.09, 0.02, "Which knight {} the puzzle first?"),
 }
+NOT_DRAWN = {"mmlu-cot": 5, "calibration-champ": 7}
 NAMES = (
     "python function, iterable, return",
     "tool call, booking, parameters",
@@ -144,7 +145,7 @@ def write_record(root: Path, name: str) -> None:
             "code": "0" * 64,
             "seed": 17,
             "versions": {"paser": "0.1.0"},
-            "facts": {},
+            "facts": {"not_drawn_by_source": dict(NOT_DRAWN)} if name == "pool" else {},
         },
     )
 
@@ -157,6 +158,10 @@ def _sources(data: Path) -> None:
     (data / "raw" / "notes.txt").write_text("raw\n", "utf-8")
     for role in ("original", "encoder", "pool", "calibration", "evaluation"):
         write_json(data / "sources" / role / "index.json", {"role": role, "sources": []})
+    for source, *_ in CAPABILITIES.values():
+        for role, name in (("pool", source), ("calibration", f"calibration-{source}")):
+            (data / "sources" / role / name).mkdir()
+            (data / "sources" / role / name / "rows.jsonl").write_text(f"{name}\n", "utf-8")
 
 
 def _weights(folder: Path, rng: np.random.Generator) -> None:
@@ -174,6 +179,9 @@ def _quarantine(pool: list[Row], per_label: int) -> list[Row]:
             row = {**sample(label, 900 + 10 * number + copy, "quarantine"), "reason": reason, "detail": ""}
             row["duplicate_of"] = pool[number % len(pool)]["row_id"] if "duplicate" in reason else None
             rows.append({key: value for key, value in row.items() if key not in ("tokens", "occurrences")})
+    for number in range(3):
+        row = {**rows[0], "source": "calibration-champ", "source_row": f"calibration:{number}"}
+        rows.append({**row, "reason": "too_long", "duplicate_of": None})
     return rows
 
 

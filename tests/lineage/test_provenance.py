@@ -45,7 +45,7 @@ def test_an_unknown_role_is_refused(tmp_path: Path) -> None:
 def test_missing_and_unusable_provenance_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PaserError, match="is not a model folder"):
         load_provenance(tmp_path / "nowhere")
-    with pytest.raises(PaserError, match=r"holds no provenance\.json.*\n.*remedy"):
+    with pytest.raises(PaserError, match=r"holds no provenance\.json.*\n.*remedy.*`paser stage recover`"):
         load_provenance(tmp_path)
     write(tmp_path)
     path = tmp_path / "provenance.json"

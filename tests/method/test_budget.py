@@ -23,7 +23,7 @@ problem = st.integers(1, 9).flatmap(
 @given(problem)
 def test_spends_exactly_what_caps_allow(case: tuple[list[float], list[int], int, int]) -> None:
     weights, caps, total, floor = case
-    given_ = allocate(total, weights, caps, [f"c{k}" for k in range(len(caps))], floor)
+    given_ = allocate(total, weights, caps, [f"c{k}" for k in range(len(caps))], [floor] * len(caps))
     assert sum(given_) == min(total, sum(caps))
     assert all(0 <= g <= cap for g, cap in zip(given_, caps, strict=True))
     if floor * len(caps) <= total:
@@ -34,11 +34,15 @@ def test_spends_exactly_what_caps_allow(case: tuple[list[float], list[int], int,
 def test_numbering_does_not_matter(case: tuple[list[float], list[int], int, int], rng: object) -> None:
     weights, caps, total, floor = case
     names = [f"c{k}" for k in range(len(caps))]
-    plain = dict(zip(names, allocate(total, weights, caps, names, floor), strict=True))
+    plain = dict(zip(names, allocate(total, weights, caps, names, [floor] * len(caps)), strict=True))
     order = list(range(len(caps)))
     rng.shuffle(order)  # type: ignore[attr-defined]
     mixed = allocate(
-        total, [weights[i] for i in order], [caps[i] for i in order], [names[i] for i in order], floor
+        total,
+        [weights[i] for i in order],
+        [caps[i] for i in order],
+        [names[i] for i in order],
+        [floor] * len(caps),
     )
     assert {names[i]: amount for i, amount in zip(order, mixed, strict=True)} == plain
 

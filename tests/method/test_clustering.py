@@ -99,6 +99,14 @@ def test_nmf_reseeds_an_empty_column() -> None:
     assert (factor >= 0).all()
 
 
+def test_nmf_goes_on_after_a_re_seed() -> None:
+    """Two groups start as one and a column is empty: re-seeded, it must grow into the missing group."""
+    points, labels = blobs([60, 60, 60, 60], spread=0.15)
+    affinity = self_tuned_graph(points, 10).affinity
+    found = symmetric_nmf(affinity, np.where(labels == 2, 1, labels), seed=1).argmax(axis=1)
+    assert adjusted_rand_score(labels, found) > 0.9
+
+
 def test_nmf_approximates_a_block_matrix() -> None:
     blocks = np.kron(np.eye(2), np.ones((5, 5))) - np.eye(10)
     start = np.array([0, 0, 0, 1, 0, 1, 1, 1, 0, 1])

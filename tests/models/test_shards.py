@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from paser.cache import Cache
 from paser.models.shards import SHARD_ROWS, batches, run_shards, shards
+from tests import tiny
 
 
 def ids(count: int) -> list[str]:
@@ -57,6 +58,28 @@ def test_a_killed_run_resumes_with_what_was_left_and_the_same_result(tmp_path: P
     assert done == []
     run_shards("work", names[:20], {"a": 2}, compute, cache)
     assert sorted(done) == list(range(20))
+
+
+def test_changed_code_is_never_answered_from_the_cache(
+    llama: Path, sparse_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paser.models import workload
+    from paser.settings import Settings
+
+    cache = Cache(tmp_path)
+    models = workload.ModelSet.load({"original": llama, "pruned": sparse_llama}, Settings(), cache)
+    rows = [
+        {**row, "row_id": name, "source": "t", "source_row": "1", "license": "MIT", "output": row["output"]}
+        for name, row in zip(ids(6), tiny.rows(6), strict=True)
+    ]
+    digests = {"original": "a", "pruned": "b"}
+    workload.score_rows(rows, models, digests, Settings().score, cache)
+    kept = set((tmp_path / "score").iterdir())
+    workload.score_rows(rows, models, digests, Settings().score, cache)
+    assert set((tmp_path / "score").iterdir()) == kept
+    monkeypatch.setattr(workload, "code_digest", lambda paths: "other")
+    workload.score_rows(rows, models, digests, Settings().score, cache)
+    assert len(set((tmp_path / "score").iterdir())) == 2 * len(kept)
 
 
 def test_nothing_half_written_stays_under_a_final_name(tmp_path: Path) -> None:

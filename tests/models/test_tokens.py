@@ -32,6 +32,13 @@ def test_end_of_turn_comes_from_the_template_not_from_eos() -> None:
     assert tokenizer.convert_ids_to_tokens(found.response_ids[-1]) == "<|end|>"
 
 
+def test_a_template_with_the_date_gives_the_same_prompt_every_day() -> None:
+    tokenizer = tiny.make_tokenizer()
+    today = "{{ strftime_now('%d %b %Y') }} {{ date_string }}\n"
+    tokenizer.chat_template = today + tiny.CHAT_TEMPLATE
+    assert SampleEncoder(tokenizer).prompt_text(SAMPLE).startswith("01 Jan 2025 01 Jan 2025\n")
+
+
 def test_without_chat_template_a_plain_one_is_used() -> None:
     tokenizer = tiny.make_tokenizer(chat=False)
     encoder = SampleEncoder(tokenizer)

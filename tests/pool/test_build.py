@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paser.errors import SourceError
-from paser.pool.build import Built, Rows, Rules, build
+from paser.pool.build import Built, Rows, Rules, build, read_sources
 from paser.pool.clean import Withdrawals
 from paser.records import Sample
 from paser.sources.catalog import Source
+from paser.sources.fetching import Fetched, write_index
+from tests.tiny import write_jsonl
 
 RULES = Rules(
     count=lambda sample: len(sample.output.split()),
@@ -147,3 +150,43 @@ def test_a_pool_with_nothing_usable_says_why() -> None:
     assert "empty_response 1, too_long 1" in str(caught.value)
     with pytest.raises(SourceError, match="no row is left for calibration"):
         built(source("s", many(4)), calibration=[source("cal", [("a", "")])])
+
+
+def fetched(folder: Path, rows: list[dict[str, str]], **more: Any) -> Path:
+    """A folder as `fetch` leaves it, with one evaluation source."""
+    entry = Source("asked", "file:asked.jsonl", "evaluation", "alpaca", **more)
+    write_jsonl(folder / "evaluation" / "asked" / "asked.jsonl", rows)
+    write_index(folder / "evaluation", "evaluation", [Fetched(entry, "sha256:0", {})])
+    return folder
+
+
+def test_evaluation_rows_are_drawn_like_those_of_the_pool(tmp_path: Path) -> None:
+    rows = [{"instruction": prompt, "output": answer} for prompt, answer in many(40)]
+
+    def drawn(name: str, given: list[dict[str, str]], **more: Any) -> list[str]:
+        return [s.instruction for s in read_sources(fetched(tmp_path / name, given, **more), "evaluation")]
+
+    first = drawn("first", rows, max_rows=10)
+    assert len(first) == 10
+    assert first == [row["instruction"] for row in rows if row["instruction"] in first]
+    assert set(drawn("turned", rows[::-1], max_rows=10)) == set(first)
+    assert set(drawn("other", rows, max_rows=10, sample_seed=1)) != set(first)
+    assert len(drawn("whole", rows)) == 40
+    calibration = [source("asked", many(40), max_rows=10)]
+    same = built(source("s", many(8, "s")), calibration=calibration).calibration
+    assert {row.sample.instruction for row in same} == set(first)
+
+
+def test_evaluation_rows_without_prompt_or_response_are_counted_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": " ", "output": "b"},
+        {"instruction": "a", "output": "\n"},
+        {"instruction": "", "input": "c", "output": "d"},
+    ]
+    samples = read_sources(fetched(tmp_path, rows, max_rows=2), "evaluation")
+    assert [sample.source_row for sample in samples] == ["asked.jsonl:1", "asked.jsonl:4"]
+    said = "source asked: 2 of 4 rows have no prompt or no response and are left out"
+    assert f"warning: {said}\n" in capsys.readouterr().err

@@ -337,3 +337,49 @@ def test_a_bad_file_is_refused_with_its_line(
 ) -> None:
     with pytest.raises(SourceError, match=said):
         read(tmp_path, {name: content}, "auto")
+
+
+@pytest.mark.parametrize(
+    ("format", "text", "said"),
+    [
+        ("alpaca", r'{"instruction": "a", "output": "cut \ud83d"}', r"a\.jsonl, line 2: 'output' holds"),
+        ("alpaca", r'{"instruction": "\udE00", "output": "a"}', r"a\.jsonl, line 2: 'instruction' holds"),
+        ("completion", r'{"prompt": "a", "completion": "\ud83d"}', r"a\.jsonl, line 2: 'completion' holds"),
+        (
+            "chat",
+            r'{"messages": [{"role": "user", "content": "\ud83d"}]}',
+            r"a\.jsonl, line 2, turn 1: 'content' holds",
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_with_line_and_key(
+    tmp_path: Path, format: str, text: str, said: str
+) -> None:
+    good = {
+        "alpaca": lines({"instruction": "a", "output": "b"}),
+        "completion": lines({"prompt": "a", "completion": "b"}),
+        "chat": lines({"messages": []}),
+    }
+    with pytest.raises(SourceError, match=said) as caught:
+        read(tmp_path, {"a.jsonl": good[format] + text}, format)
+    assert "half of a surrogate pair" in str(caught.value)
+    assert "write the whole pair" in str(caught.value)
+    str(caught.value).encode("utf-8")
+
+
+def test_half_a_surrogate_pair_is_found_in_formats_of_their_own_too(tmp_path: Path) -> None:
+    champ = (
+        r'{"problems": {"P": {"_text": "\ud83d", "_answer": "2", "solution": {"steps": [{"_text": "x"}]}}}}'
+    )
+    with pytest.raises(SourceError, match=r"v0\.json:P: 'instruction' holds"):
+        read(tmp_path / "champ", {"v0.json": champ}, "champ")
+    code = r"def f(a):" + "\n    'Half \\ud83d.'\n    return a\n"
+    with pytest.raises(SourceError, match=r"a\.py:f: 'instruction' holds"):
+        read(tmp_path / "functions", {"a.py": code}, "functions")
+
+
+def test_a_whole_surrogate_pair_and_half_a_pair_in_an_unread_key_are_fine(tmp_path: Path) -> None:
+    text = r'{"instruction": "\ud83d\ude00", "output": "b", "note": "\ud83d"}'
+    (sample,) = read(tmp_path, {"a.jsonl": text}, "alpaca")
+    assert sample.instruction == "\N{GRINNING FACE}"
+    assert sample.row_id.startswith("r1-")

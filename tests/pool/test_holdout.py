@@ -71,7 +71,7 @@ def test_a_pool_row_with_a_held_out_prompt_leaves_the_pool() -> None:
         row(f"{long} end2"),
         row(f"{long} end3"),
     ]
-    found = parts(given, per_label=2)
+    found = parts(given, per_label=1)
     prompts = {k.sample.prompt for k in found.holdout}
     assert not prompts & {k.sample.prompt for k in found.pool}
     assert len(found.pool) + len(found.holdout) + len(found.quarantined) == 5

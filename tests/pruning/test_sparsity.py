@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paser.errors import ModelError
-from paser.models.sparsity import masks, measure, same_zeros
+from paser.models.sparsity import measure, same_zeros
 
 
 @pytest.fixture
@@ -92,19 +92,6 @@ def test_a_dense_layer_has_nothing_to_keep(llama: Path, edited: Callable[..., Pa
         weight[0, 0] = 0
 
     assert same_zeros(edited("nearly-dense", one_zero), llama) == []
-
-
-def test_masks_are_the_non_zero_weights_of_the_targets(sparse_llama: Path) -> None:
-    import torch
-
-    from paser.models.loading import load_causal_lm
-
-    model = load_causal_lm(sparse_llama, dtype=torch.float32)
-    found = masks(model, ["q_proj", "down_proj"])
-    assert sorted({name.rpartition(".")[2] for name in found}) == ["down_proj", "q_proj"]
-    assert len(found) == 4
-    for name, mask in found.items():
-        assert torch.equal(mask, model.get_submodule(name).weight != 0)
 
 
 def test_a_folder_without_weights_is_an_error_that_names_it(llama: Path, tmp_path: Path) -> None:

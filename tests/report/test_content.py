@@ -12,6 +12,7 @@ from synthetic_project import build
 from paser.artifacts import read_json, read_rows
 from paser.report import content
 from paser.report.content import Tables, funnel, headline, interval, number, percent
+from paser.stages.run import run_stage
 
 
 def gap(value: float, width: float = 0.02, **more: Any) -> dict[str, Any]:
@@ -103,13 +104,15 @@ def tables_of(data: Path) -> Tables:
         decisions=read_rows(data / "decisions.parquet", "decisions"),
         budget=read_json(data / "budget.json"),
         metrics=read_json(data / "metrics.json"),
-        entry={"summary": {"rows": 1, "tokens": 1, "settings": {}}},
+        entry=read_json(data / "audit/entry.json"),
     )
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    return tables_of(build(tmp_path_factory.mktemp("content") / "project", per_label=9) / "data")
+    root = build(tmp_path_factory.mktemp("content") / "project", per_label=9)
+    run_stage("audit", root)
+    return tables_of(root / "data")
 
 
 def test_the_funnel_loses_nothing_on_the_way(tables: Tables) -> None:
@@ -123,6 +126,17 @@ def test_the_funnel_loses_nothing_on_the_way(tables: Tables) -> None:
         else:
             running -= rows
     assert stocks[-1] == tables.budget["rows"]
+
+
+def test_the_funnel_starts_with_every_row_of_the_pools_sources_and_no_other(tables: Tables) -> None:
+    steps = {label: rows for label, rows, _ in funnel(tables)}
+    quarantined = [row for row in tables.quarantine if row["source"] != "calibration-champ"]
+    assert len(quarantined) < len(tables.quarantine)
+    assert steps["not drawn (max_rows or share)"] == 5, "7 more are of a calibration source"
+    assert steps["Rows read"] == len(tables.pool) + len(tables.holdout) + len(quarantined) + 5
+    summary = {**tables.entry["summary"], "not_drawn": {}}
+    found = funnel(dataclasses.replace(tables, entry={**tables.entry, "summary": summary}))
+    assert not any(label.startswith("not drawn") for label, _, _ in found)
 
 
 def test_clusters_come_most_damaged_first_with_the_spread_of_their_rows(tables: Tables) -> None:

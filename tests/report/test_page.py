@@ -141,11 +141,11 @@ def test_plot_data_is_the_data_of_the_figures(reported: Path) -> None:
     folder = reported / "data/report"
     metrics = read_json(reported / "data/metrics.json")
     damage = list(csv.DictReader((folder / "damage.csv").open(encoding="utf-8")))
-    assert list(damage[0]) == ["capability", "model", "loss", "jsd"]
-    assert len(damage) == len(metrics["capabilities"]) * len(metrics["models"])
-    code = next(c for c in metrics["capabilities"] if c["name"] == "code")
-    row = next(r for r in damage if (r["capability"], r["model"]) == ("code", "pruned"))
-    assert float(row["loss"]) == code["loss"]["pruned"]
+    assert list(damage[0]) == ["capability", "pruned", "recovered", "control"]
+    assert [row["capability"] for row in damage] == [c["name"] for c in metrics["capabilities"]]
+    for row, capability in zip(damage, metrics["capabilities"], strict=True):
+        for model in ("pruned", "recovered", "control"):
+            assert float(row[model]) == capability["jsd"][model]
     budget = list(csv.DictReader((folder / "budget.csv").open(encoding="utf-8")))
     assert list(budget[0]) == ["cluster", "allocated", "spent"]
     spent = sum(int(row["spent"]) for row in budget)
@@ -167,6 +167,8 @@ def test_a_project_without_control_has_a_report_that_says_so(tmp_path: Path) -> 
     page = Page((root / "data/report/index.html").read_text("utf-8"))
     assert "There is no control" in page.words
     assert "The 3 models" in page.words
+    damage = (root / "data/report/damage.csv").read_text("utf-8").splitlines()
+    assert damage[0] == "capability,pruned,recovered"
 
 
 def test_embeddings_of_another_pool_are_refused(tmp_path: Path) -> None:

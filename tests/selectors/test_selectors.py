@@ -7,6 +7,7 @@ import random
 import pytest
 
 from paser.errors import StageError
+from paser.records import draw_key
 from paser.selectors.choose import choose, scored_rows, training_rows
 from paser.selectors.damage import PaserSelector
 from paser.selectors.protocol import ScoredRow, resolve_budget
@@ -106,6 +107,35 @@ def test_random_depends_on_the_seed_and_not_on_row_order() -> None:
     assert {turned[i].row_id for i in RandomSelector(1)(turned, 15, "rows").accepted} == chosen
     assert {rows[i].row_id for i in RandomSelector(2)(rows, 15, "rows").accepted} != chosen
     assert len(chosen) == 15
+
+
+def test_the_control_does_not_miss_what_the_held_out_draw_took() -> None:
+    """Holding rows out and drawing the control use one seed; the second draw must not follow the first."""
+    rows = pool(900)
+    held = set(sorted((r.row_id for r in rows), key=lambda i: draw_key("holdout", 17, i))[:300])
+    left = [r for r in rows if r.row_id not in held]
+    small = [r for r in left if r.cluster == 0][:40]
+    mixed = small + [r for r in rows if r.cluster == 1]
+    taken = {mixed[i].row_id for i in RandomSelector(17)(mixed, 170, "rows").accepted}
+    share = sum(r.row_id in taken for r in small) / len(small)
+    assert 0.3 < share < 0.7
+
+
+def test_a_budget_above_the_pool_takes_only_what_the_filter_accepts() -> None:
+    rows = [
+        ScoredRow(**{**vars(r), "text": text})
+        for r, text in zip(pool(3), ("red fox, green owl", "green owl", "red fox"), strict=True)
+    ]
+    selection, _, report = choose(rows, SelectSettings(budget="500"), 1, NAMES)
+    assert sorted(d.reason for d in selection.decisions) == ["conflict", "selected", "selected"]
+    assert "refused 1 rows" in report["cause"]
+
+
+def test_floor_means_rows_also_in_a_token_budget() -> None:
+    settings = SelectSettings(budget="1200 tokens", policy="damage_power", gamma=9.0, floor=2)
+    selection, _, _ = choose(pool(90), settings, 1, NAMES)
+    entries = selection.report["clusters"]
+    assert min(c["accepted"] for c in entries) >= 2
 
 
 def test_tables_are_joined_by_row_id_and_a_gap_is_named() -> None:

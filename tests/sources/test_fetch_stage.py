@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from paser.errors import PaserError
 from paser.sources.fetching import read_index
 from paser.stages.run import run_stage
+
+from .conftest import Index
 
 LIST = """
 sources:
@@ -59,4 +64,52 @@ def test_a_failure_leaves_the_earlier_outputs_and_nothing_half_written(project: 
     with pytest.raises(PaserError, match=r"few\.jsonl does not exist"):
         run_stage("fetch", project)
     assert read_index(project / "data" / "sources" / "calibration")
+    assert not list((project / "data").rglob("*.partial-*"))
+
+
+def test_a_full_disk_leaves_the_earlier_outputs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = run_stage("fetch", project)["outputs"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(PaserError, match="no space left on the disk while writing"):
+            run_stage("fetch", project)
+    assert not list((project / "data").rglob("*.partial-*"))
+    assert run_stage("fetch", project)["outputs"] == before
+
+
+@pytest.mark.parametrize(("role", "benchmark"), [("pool", "mmlu"), ("calibration", "GSM8K")])
+def test_an_evaluation_source_that_evaluate_will_refuse_is_warned_about(
+    project: Path, capsys: pytest.CaptureFixture[str], role: str, benchmark: str
+) -> None:
+    asked = f'  - {{name: asked, uri: "file:rows.jsonl", role: evaluation, benchmark: {benchmark}}}\n'
+    text = LIST.replace("license: BSD-3-Clause", "license: BSD-3-Clause, benchmark: gsm8k") + asked
+    (project / "data" / "sources.yaml").write_text(text)
+    run_stage("fetch", project)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert benchmark in line
+    assert "`evaluate` will refuse it unless evaluate.allow_contaminated is set" in line
+
+
+def test_a_benchmark_of_the_pool_alone_is_no_warning(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = '  - {name: asked, uri: "file:rows.jsonl", role: evaluation, benchmark: ARC}\n'
+    (project / "data" / "sources.yaml").write_text(LIST + asked)
+    run_stage("fetch", project)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_wrong_digest_stops_the_stage_before_anything_is_replaced(project: Path, index: Index) -> None:
+    run_stage("fetch", project)
+    found = index.add("demo_rows", {"demo_rows/a.jsonl": "{}"})
+    given = found[::-1]
+    (project / "data" / "sources.yaml").write_text(
+        LIST.replace("file:rows.jsonl", f"pypi:demo_rows==1.0#{given}:demo_rows/a.jsonl")
+    )
+    with pytest.raises(PaserError, match=f"has the SHA-256 {found}, but the source list says {given}"):
+        run_stage("fetch", project)
+    assert (project / "data/sources/pool/rows/rows.jsonl").exists()
     assert not list((project / "data").rglob("*.partial-*"))

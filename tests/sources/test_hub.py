@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
+import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from paser.artifacts import files_below
-from paser.errors import SourceError
+from paser.errors import PaserError, SourceError
 from paser.sources.hub import fetch_repository, wanted
 from paser.sources.uri import HfUri
 
@@ -58,6 +62,47 @@ def test_a_repository_with_nothing_usable_is_said(hub: Path, tmp_path: Path) -> 
 def test_without_network_and_cache_the_error_says_so(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not in the local cache and the Hub cannot be reached"):
         fetch_repository(HfUri("me/other", "main"), tmp_path / "out", model=True, cache_dir=hub)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ReadError("connection reset by peer\nmore"),
+        httpx.ConnectError(""),
+        httpx.RemoteProtocolError("peer closed connection"),
+        httpx.ReadTimeout("timed out"),
+    ],
+)
+def test_an_interrupted_download_says_how_to_go_on(
+    error: httpx.HTTPError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failing(monkeypatch, error)
+    with pytest.raises(SourceError) as caught:
+        fetch_repository(HfUri("me/tiny", COMMIT), tmp_path / "out", model=True)
+    reason = str(error).partition("\n")[0] or "ConnectError"
+    assert caught.value.problem == f"hf:me/tiny@{COMMIT}: the download was interrupted: {reason}"
+    assert caught.value.remedy == "run the same command again; finished files are kept"
+
+
+def test_a_refusal_of_the_hub_is_no_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.invalid/me/tiny"))
+    failing(monkeypatch, huggingface_hub.errors.RepositoryNotFoundError("404: not found", response=response))
+    with pytest.raises(SourceError, match="cannot be fetched: 404: not found") as caught:
+        fetch_repository(HfUri("me/tiny", COMMIT), tmp_path / "out", model=True)
+    assert "check owner, name and revision" in str(caught.value)
+
+
+def test_a_full_disk_during_a_download_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(PaserError, match=r"no space left on the disk while writing .*hub"):
+        fetch_repository(HfUri("me/tiny", COMMIT), tmp_path / "out", model=True, cache_dir=tmp_path / "hub")
 
 
 @pytest.mark.parametrize(

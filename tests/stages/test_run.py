@@ -125,6 +125,8 @@ def test_a_full_disk_is_a_clear_error(project: Path, install: Callable[[Body], N
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
     """/dev/full fails every write, as a full disk does."""
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("this system has no /dev/full")
     from paser.artifacts import disk_errors
     from paser.errors import PaserError
 
