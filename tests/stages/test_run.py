@@ -99,6 +99,10 @@ def test_after_a_failure_nothing_half_written_and_the_way_back_is_said(
         raise SourceError("row 3 is broken", remedy="mend it")
 
     install(fails)
+    with pytest.raises(SourceError, match="row 3 is broken") as first:
+        run_stage("copy", project)
+    assert "dvc checkout" not in str(first.value)
+    (project / "dvc.lock").write_text("", encoding="utf-8")
     with pytest.raises(SourceError, match=r"row 3 is broken[\s\S]*mend it; .*dvc checkout"):
         run_stage("copy", project)
     assert (project / "data/out.txt").read_text(encoding="utf-8") == "HELLO"
