@@ -29,7 +29,7 @@ def verbs(command: click.Command, path: tuple[str, ...] = ()) -> set[tuple[str, 
 def test_commands_links_and_settings_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     known = verbs(typer.main.get_command(app))
-    for words in re.findall(r"(?m)(?:^ {4}|`)paser ((?:[a-z-]+ ?)+)", text):
+    for words in re.findall(r"(?m)(?:^ {4}|`)paser ((?:[a-z][a-z-]* ?)+)", text):
         parts = tuple(words.split())
         assert parts[:1] in known, f"{page.name}: paser {words}"
         if parts[0] in ("audit", "cache"):
