@@ -26,7 +26,7 @@ def run_demo(project: Path) -> None:
     lock = project / "dvc.lock"
     before = sha256_file(lock) if lock.exists() else None
     if before is None:
-        say("first run: about 10 minutes on two cores with native bfloat16, after some 270 MB of downloads")
+        say("first run: about 10 minutes on two cores with native bfloat16, with some 240 MB of downloads")
     started = time.monotonic()
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
