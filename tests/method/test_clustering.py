@@ -83,10 +83,10 @@ def test_affinity_formula_by_hand() -> None:
 def test_extension_puts_pool_rows_where_they_are() -> None:
     points, _ = blobs([120, 80, 60])
     space = diffusion(
-        points, neighbours=15, dimensions=4, eigenvalues=8, time=1.0, regularisation=0.1, seed=0
+        points, neighbours=15, dimensions=8, eigenvalues=10, time=1.0, regularisation=0.1, seed=0
     )
-    placed = space.extend(points[:40] + 1e-9)
-    assert (np.sum(placed * space.coordinates[:40], axis=1) > 0.95).mean() > 0.9
+    placed = space.extend(points[:100] + 1e-9)
+    assert np.sum(placed * space.coordinates[:100], axis=1).mean() > 0.975
 
 
 def test_nmf_reseeds_an_empty_column() -> None:
