@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
 from paser.errors import PaserError
+from paser.method import clustering
 from paser.method.clustering import cluster_phrases, spectral_gap, symmetric_nmf
 from paser.method.grouping import Grouping, group
 from paser.method.manifold import default_neighbours, diffusion, self_tuned_graph, spectrum
@@ -104,6 +107,23 @@ def test_nmf_goes_on_after_a_re_seed() -> None:
     points, labels = blobs([60, 60, 60, 60], spread=0.15)
     affinity = self_tuned_graph(points, 10).affinity
     found = symmetric_nmf(affinity, np.where(labels == 2, 1, labels), seed=1).argmax(axis=1)
+    assert adjusted_rand_score(labels, found) > 0.9
+
+
+def test_nmf_goes_on_when_a_column_empties_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, labels = blobs([60, 60, 60], spread=0.15)
+    calls = []
+    reseed = clustering._reseed
+
+    def empties(factor: np.ndarray, *rest: Any) -> bool:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            factor[:, 2] = 0.0
+        return reseed(factor, *rest)
+
+    monkeypatch.setattr(clustering, "_reseed", empties)
+    found = symmetric_nmf(self_tuned_graph(points, 10).affinity, labels, seed=1).argmax(axis=1)
+    assert len(calls) > 6
     assert adjusted_rand_score(labels, found) > 0.9
 
 
