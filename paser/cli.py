@@ -13,6 +13,7 @@ import typer
 
 from paser import __version__
 from paser.errors import PaserError
+from paser.progress import console
 
 app = typer.Typer(
     name="paser",
@@ -103,7 +104,7 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
         return
     from paser.evaluation.table import result_tables
 
-    _console().print(result_tables(metrics))
+    console().print(result_tables(metrics))
 
 
 @audit.command()
@@ -123,7 +124,7 @@ def trace(
     if as_json:
         _print_json(found.as_json())
     else:
-        tracing.render(found, _console(), all_rows=rows)
+        tracing.render(found, console(), all_rows=rows)
 
 
 @audit.command()
@@ -138,7 +139,7 @@ def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(verifying.as_json(checks))
     else:
-        verifying.render(checks, _console())
+        verifying.render(checks, console())
     if not verifying.passed(checks):
         raise typer.Exit(1)
 
@@ -220,13 +221,6 @@ def cache_prune(
 def version() -> None:
     """Print the version."""
     print(__version__)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    wide = sys.stdout.isatty()
-    return Console() if wide else Console(width=120)
 
 
 def _print_json(value: Any) -> None:

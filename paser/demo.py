@@ -12,7 +12,7 @@ from pathlib import Path
 from paser.artifacts import read_json, sha256_file
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.progress import duration, say
+from paser.progress import console, duration, say
 from paser.settings import load_settings
 
 SLOW_SHARE = 0.5
@@ -38,14 +38,12 @@ def run_demo(project: Path) -> None:
     spent = duration(time.monotonic() - started)
     unchanged = before is not None and sha256_file(lock) == before
     say(f"nothing to do: every stage is up to date ({spent})" if unchanged else f"done in {spent}")
-    from rich.console import Console
-
     from paser.evaluation.table import result_tables
 
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(result_tables(read_json(project / "data" / "metrics.json")))
-    console.print(f"report:  {project / 'data' / 'report' / 'index.html'}", soft_wrap=True)
-    console.print("proof:   paser audit verify data/models/recovered", soft_wrap=True)
+    out = console()
+    out.print(result_tables(read_json(project / "data" / "metrics.json")))
+    out.print(f"report:  {project / 'data' / 'report' / 'index.html'}", soft_wrap=True)
+    out.print("proof:   paser audit verify data/models/recovered", soft_wrap=True)
 
 
 def _fit_to_machine(project: Path) -> None:

@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_SECONDS = 3.0
 
@@ -18,6 +21,13 @@ class Advance(Protocol):
 def say(line: str) -> None:
     """One line for the person who watches; standard output stays free for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+def console() -> Console:
+    """Standard output for tables: as wide as the terminal, or 120 columns in a log."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def warn(line: str) -> None:

@@ -10,9 +10,9 @@ from paser.artifacts import remove, sha256_path, staged, write_json, write_jsonl
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
-from paser.models.loading import load_tokenizer, model_directory
+from paser.models.loading import model_directory
 from paser.models.tokens import SampleEncoder
-from paser.models.workload import ModelSet, same_vocabulary, score_rows
+from paser.models.workload import ModelSet, score_rows, shared_tokenizer
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
 from paser.pool.clean import Withdrawals
 from paser.pool.formats import read_source
@@ -79,8 +79,7 @@ def _select(
         role = "encoder" if name == "encoder" else "original"
         fetch_one(source_from_uri(uri, role, name=name), None, cache, work / name)
     models = {name: model_directory(work / name) for name in ("original", "pruned")}
-    tokenizer = load_tokenizer(models["original"])
-    same_vocabulary(models)
+    tokenizer = shared_tokenizer(models)
     source = source_from_uri(pool, "pool", format=pool_format)
     fetch_one(source, None, cache, work / "pool")
     rules = Rules(
@@ -95,7 +94,8 @@ def _select(
     kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
     table = kept_rows(kept)
     say(f"pool: {len(table)} rows, {len(quarantine)} in quarantine")
-    vectors, _ = PromptEmbedder.load(work / "encoder", settings, cache)(table)
+    encoder_folder = work / "encoder"
+    vectors, _ = PromptEmbedder.load(encoder_folder, sha256_path(encoder_folder), settings, cache)(table)
     limits = settings.select.concepts, settings.select.phrase_words
     prompts = [row.sample.prompt for row in kept]
     grouping = group(vectors, vectors[:0], prompts, settings.cluster, limits, settings.seed)

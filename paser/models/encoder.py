@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import sha256_path
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.lineage.record import code_digest, package_versions
@@ -55,13 +54,14 @@ class PromptEmbedder:
     cache: Cache
 
     @classmethod
-    def load(cls, path: Path, settings: Settings, cache: Cache) -> PromptEmbedder:
+    def load(cls, path: Path, digest: str, settings: Settings, cache: Cache) -> PromptEmbedder:
+        """The encoder at `path`, whose digest names the shards."""
         from paser.models.precision import choose_device, set_threads
 
         runtime = settings.runtime
         device, threads = choose_device(runtime.device), set_threads(runtime.threads)
         determines = {
-            "encoder": sha256_path(path),
+            "encoder": digest,
             "batch_size": settings.embed.batch_size,
             "device": device,
             "threads": threads,

@@ -19,7 +19,7 @@ from paser.records import row_to_sample
 from paser.settings import ScoreSettings, Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 # What decides a score beside models, settings and libraries.
@@ -42,15 +42,14 @@ class ModelSet:
 
         Raises ModelError where two vocabularies differ: their distributions cannot be compared.
         """
-        from paser.models.loading import load_causal_lm, load_tokenizer
+        from paser.models.loading import load_causal_lm
         from paser.models.precision import choose_device, choose_dtype, set_threads
 
         runtime = settings.runtime
         device, threads = choose_device(runtime.device), set_threads(runtime.threads)
         dtype = choose_dtype(settings.model.precision, device, cache)
         first, *rest = paths
-        tokenizer = load_tokenizer(paths[first])
-        same_vocabulary(paths)
+        tokenizer = shared_tokenizer(paths)
         loaded = {name: load_causal_lm(path, dtype=dtype, device=device) for name, path in paths.items()}
         widths = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in loaded.items()}
         if len({*widths.values()}) > 1:
@@ -73,8 +72,8 @@ class ModelSet:
         return min(shortest, max_tokens)
 
 
-def same_vocabulary(paths: Mapping[str, Path]) -> None:
-    """Raises ModelError unless all tokenizers number the same tokens alike; the first one is the measure."""
+def shared_tokenizer(paths: Mapping[str, Path]) -> PreTrainedTokenizerBase:
+    """The first model's tokenizer; raises ModelError unless all number the same tokens alike."""
     from paser.models.loading import load_tokenizer, vocabulary_mismatch
 
     first, *rest = paths
@@ -86,6 +85,7 @@ def same_vocabulary(paths: Mapping[str, Path]) -> None:
                 f"vocabularies: {why}",
                 remedy="the pruned model must come from the original one",
             )
+    return tokenizer
 
 
 def fused_arrays(

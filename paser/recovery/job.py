@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paser.artifacts import fingerprint, read_jsonl, sha256_path
+from paser.artifacts import fingerprint, read_jsonl
 from paser.cache import Cache
 from paser.errors import StageError
 from paser.progress import say
@@ -33,6 +33,7 @@ class Run(Protocol):
     @property
     def cache(self) -> Cache: ...
     def input(self, relative: str) -> Path: ...
+    def digest(self, relative: str) -> str: ...
     def out(self, relative: str) -> Path: ...
     def note(self, **facts: Any) -> None: ...
 
@@ -67,7 +68,7 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     encoder = SampleEncoder(tokenizer)
     training = training_rows(rows, encoder, settings.max_tokens, selection)
 
-    inputs = {PRUNED: sha256_path(run.input(PRUNED)), selection: sha256_path(run.input(selection))}
+    inputs = {path: run.digest(path) for path in (PRUNED, selection)}
     number_type = str(dtype).removeprefix("torch.")
     key = fingerprint(
         {

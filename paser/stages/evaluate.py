@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_json, read_rows, sha256_path, write_json, write_table
+from paser.artifacts import read_json, read_rows, write_json, write_table
 from paser.errors import StageError
 from paser.evaluation.gap import Measured, summarise
 from paser.models.workload import ModelSet, finite, fused_arrays
@@ -39,7 +39,7 @@ def run(context: Context) -> None:
     if (control / "config.json").exists():
         paths[CONTROL] = control
     models = ModelSet.load(paths, settings, context.cache)
-    digests = {name: sha256_path(path) for name, path in paths.items()}
+    digests = {name: context.digest(f"data/models/{name}") for name in paths}
     arrays = fused_arrays("evaluate", rows, models, digests, settings.score, context.cache)
     kind = "label" if any(row["label"] for row in holdout) else "cluster"
     for row in rows:

@@ -14,7 +14,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,7 @@ class Context:
     stage: Stage
     settings: Settings
     cache: Cache
+    inputs: Mapping[str, Artefact] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def input(self, relative: str) -> Path:
@@ -51,6 +52,10 @@ class Context:
         if not any(relative == d or relative.startswith(f"{d}/") for d in self.stage.inputs):
             raise StageError(f"stage {self.stage.name} does not declare the input {relative}")
         return self.project / relative
+
+    def digest(self, relative: str) -> str:
+        """SHA-256 of a declared input as it was read when the stage began."""
+        return self.inputs[relative].sha256
 
     def out(self, relative: str) -> Path:
         """The staging path of a declared output."""
@@ -69,9 +74,10 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
     """Runs stage `name` in `project` and returns its record."""
     spec = stage(name)
     settings = load_settings(project / "params.yaml")
-    context = Context(project, spec, settings, Cache.of(project))
     started, clock = datetime.now(UTC), time.monotonic()
     inputs = [_read(project, relative, spec) for relative in spec.inputs]
+    by_path = {artefact.path: artefact for artefact in inputs}
+    context = Context(project, spec, settings, Cache.of(project), by_path)
     module = importlib.import_module(f"paser.stages.{name}")
     with _staging(context):
         try:

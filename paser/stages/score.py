@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paser.artifacts import read_rows, sha256_path, write_table
+from paser.artifacts import read_rows, write_table
 from paser.models.workload import ModelSet, score_rows
 from paser.progress import say, warn
 from paser.stages.run import Context
@@ -13,7 +13,7 @@ def run(context: Context) -> None:
     pool = read_rows(context.input("data/pool.parquet"), "pool")
     paths = {name: context.input(f"data/models/{name}") for name in ("original", "pruned")}
     models = ModelSet.load(paths, settings, context.cache)
-    digests = {name: sha256_path(path) for name, path in paths.items()}
+    digests = {name: context.digest(f"data/models/{name}") for name in paths}
     rows = score_rows(pool, models, digests, settings.score, context.cache)
     write_table(context.out("data/scores.parquet"), "scores", rows)
     counts = {name: sum(r["status"] == name for r in rows) for name in sorted({r["status"] for r in rows})}
