@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from paser.records import schema
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 _CHUNK = 1 << 20
 # Files that run code of their author when they are loaded.
@@ -169,34 +170,57 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def write_table(path: Path, table: str, rows: list[dict[str, Any]]) -> None:
     """A parquet file with exactly the columns of `records.schema(table)`; same rows, same bytes."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
+
+    columns = columns_of(table, rows)
+    with staged(path) as partial:
+        pq.write_table(columns, partial, compression="zstd")
+
+
+def columns_of(table: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as columns, exactly those of `records.schema(table)`."""
+    import pyarrow as pa
 
     columns = schema(table)
     unknown = {key for row in rows for key in row} - set(columns.names)
     if unknown:
-        raise PaserError(f"{path.name}: columns {sorted(unknown)} are not in table {table!r}")
-    with staged(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=columns), partial, compression="zstd")
+        raise PaserError(f"columns {sorted(unknown)} are not in table {table!r}")
+    return pa.Table.from_pylist(rows, schema=columns)
+
+
+def write_batches(path: Path, table: str, batches: Iterable[dict[str, Any]]) -> None:
+    """Like `write_table`, from columns (arrays or lists by name) that come in batches, for tables larger
+    than memory; same batches, same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = schema(table)
+    with staged(path) as partial, pq.ParquetWriter(partial, columns, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_batch(pa.RecordBatch.from_pydict(batch, schema=columns))
 
 
 def read_rows(path: Path, table: str) -> list[dict[str, Any]]:
     """The rows of a parquet file, with its columns checked against `records.schema(table)`."""
+    rows: list[dict[str, Any]] = read_columns(path, schema(table).names).to_pylist()
+    return rows
+
+
+def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """These columns of a parquet file, without the others; an `optional` one may be missing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.exists():
         raise PaserError(f"{path} does not exist", remedy="run the stage that writes it")
     try:
-        content = pq.read_table(path)
+        there = pq.read_schema(path).names
+        missing = [name for name in required if name not in there]
+        if missing:
+            raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
+        return pq.read_table(path, columns=[*required, *(name for name in optional if name in there)])
     except pa.ArrowInvalid as error:
         raise PaserError(f"{path} is not a parquet file: {error}", remedy="rebuild it") from error
-    expected = schema(table)
-    missing = [name for name in expected.names if name not in content.column_names]
-    if missing:
-        raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
-    rows: list[dict[str, Any]] = content.select(expected.names).to_pylist()
-    return rows
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -54,7 +54,12 @@ class Sample:
     @property
     def prompt(self) -> str:
         """Instruction, a blank line and the input (when there is one)."""
-        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        return prompt_text(self.instruction, self.input)
+
+
+def prompt_text(instruction: str, input: str | None) -> str:
+    """Instruction, a blank line and the input (when there is one)."""
+    return f"{instruction}\n\n{input}" if input else instruction
 
 
 def normalise(text: str) -> str:
@@ -106,7 +111,8 @@ def schema(table: str) -> pa.Schema:
         ],
         "clusters": [("row_id", text), ("split", text), ("cluster", count)],
         "scores": [
-            ("row_id", text), ("jsd", number), ("loss_original", number), ("loss_pruned", number),
+            ("row_id", text), ("jsd", number), ("kl", number), ("reverse_kl", number),
+            ("loss_original", number), ("loss_pruned", number),
             ("prompt_tokens", count), ("response_tokens", count), ("status", text),
         ],
         "decisions": [

@@ -61,18 +61,20 @@ class PruneSettings(Group):
 
 
 class EmbedSettings(Group):
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 1024
 
 
 class ClusterSettings(Group):
     manifold: Literal["diffusion", "umap", "pca", "none"] = "diffusion"
     algorithm: Literal["nmf", "kmeans"] = "nmf"
-    k: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    k: Literal["auto", "gap", "stability"] | Annotated[int, Field(ge=1)] = "auto"
     k_min: Annotated[int, Field(ge=1)] = 4
     k_max: Annotated[int, Field(ge=1)] = 16
-    dimensions: Annotated[int, Field(ge=1, le=256)] = 16
+    dimensions: Annotated[int, Field(ge=1, le=256)] = 40
     neighbours: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
-    time: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    search: Literal["auto", "exact", "approximate"] = "auto"
+    landmarks: Literal["auto"] | Annotated[int, Field(ge=100)] = "auto"
+    time: Literal["auto"] | Annotated[float, Field(ge=0.0, le=1024.0)] = "auto"
     regularisation: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     stability_runs: Annotated[int, Field(ge=0, le=100)] = 5
 
@@ -86,7 +88,7 @@ class ClusterSettings(Group):
 class ScoreSettings(Group):
     temperature: Positive = 1.0
     max_tokens: Tokens = 256
-    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 2048
+    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 512
 
     @model_validator(mode="after")
     def sample_fits_batch(self) -> Self:
@@ -140,6 +142,7 @@ class Budget:
 
 class SelectSettings(Group):
     budget: str = "10%"
+    divergence: Literal["jsd", "kl", "reverse_kl", "delta_loss"] = "jsd"
     policy: Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"] = (
         "damage"
     )
@@ -213,6 +216,7 @@ class RuntimeSettings(Group):
     """Where and how the work is done; at most the last digits of a score depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    device_map: Literal["none", "auto"] = "none"
     threads: Annotated[int, Field(ge=0)] = 0
     cache_gb: Annotated[float, Field(ge=0.0)] = 20.0
 
@@ -243,7 +247,8 @@ def parse_settings(content: Any, origin: str) -> Settings:
         return Settings.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("int", "literal['auto']"))
+        named = [str(part) for part in first["loc"] if part not in ("int", "float")]
+        key = ".".join(part for part in named if not part.startswith("literal["))
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{origin}: unknown key {key!r}", remedy=_closest(key)) from error
         if first["type"] == "value_error":

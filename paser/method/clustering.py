@@ -4,11 +4,13 @@ number of clusters by spectral gap, and how stable the result is under resamplin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paser.errors import PaserError
+from paser.method.manifold import Manifold, affinity_to
+from paser.method.neighbours import NeighbourIndex
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +20,10 @@ NMF_ITERATIONS = 200
 NMF_TOLERANCE = 1e-5
 MOST_RESEEDS = 5
 STABILITY_SHARE = 0.9
+STABILITY_ROWS = 10_000
+RESTARTS = 8
+EXTEND_ROWS = 20_000
+ALGORITHMS = ("nmf", "kmeans")
 
 
 @dataclass(frozen=True)
@@ -116,39 +122,58 @@ def _reseed(factor: np.ndarray, weights: sparse.csr_matrix, rng: np.random.Gener
     return bool((sizes == 0).any())
 
 
-def cluster(
-    algorithm: str,
-    coordinates: np.ndarray,
-    k: int,
-    neighbours: int,
-    seed: int,
-) -> Clustering:
-    """`k` clusters (fewer if some stay empty) by `nmf` or `kmeans` on coordinates of shape (n, d)."""
+def modularity(affinity: sparse.csr_matrix, labels: np.ndarray) -> float:
+    """Share of the affinity inside clusters beyond what degrees alone would give (Newman 2006), below 1.
+
+    Of several factorisations the one with the highest modularity is kept: on real instructions it goes
+    with the agreement with their sources, which the loss of the factorisation does not.
+    """
+    import numpy as np
+    import scipy.sparse as sparse
+
+    total = float(affinity.sum())
+    if not total:
+        return 0.0
+    degree = np.asarray(affinity.sum(axis=1)).ravel()
+    member = sparse.csr_matrix((np.ones(len(labels)), (np.arange(len(labels)), labels)))
+    inside = float((member.T @ affinity @ member).diagonal().sum())
+    return inside / total - float(((member.T @ degree / total) ** 2).sum())
+
+
+def cluster(algorithm: str, space: Manifold, k: int, seed: int, restarts: int = RESTARTS) -> Clustering:
+    """`k` clusters (fewer if some stay empty) by `nmf` or `kmeans`.
+
+    k-means works on the coordinates, with `restarts` starts, the best by inertia. The factorisation works
+    on the manifold's graph, from the labels of each of these starts; the best by modularity is kept.
+    """
     import numpy as np
     from sklearn.cluster import KMeans
 
-    from paser.method.manifold import self_tuned_graph
-
+    coordinates = space.coordinates
     count = len(coordinates)
     if k > count:
         raise PaserError(
             f"{k} clusters were asked for, but the pool has {count} rows",
             remedy="set cluster.k to auto or to a smaller number",
         )
+    if algorithm not in ALGORITHMS:
+        raise PaserError(f"unknown clustering {algorithm!r}", remedy="nmf or kmeans")
     if k == 1:
         return Clustering(np.zeros(count, dtype=np.int64), np.ones((count, 1)))
-    distinct = len(np.unique(coordinates, axis=0))
-    labels = KMeans(min(k, distinct), n_init=10, random_state=seed).fit(coordinates).labels_
+    distinct = min(k, len(np.unique(coordinates, axis=0)))
     if algorithm == "kmeans" or count < 4:
-        memberships = np.eye(int(labels.max()) + 1)[labels]
-    elif algorithm == "nmf":
-        graph = self_tuned_graph(coordinates, neighbours)
-        factor = symmetric_nmf(graph.affinity, labels, seed)
-        sums = factor.sum(axis=1, keepdims=True)
-        memberships = np.where(sums > 0, factor / np.maximum(sums, 1e-300), 1 / factor.shape[1])
-    else:
-        raise PaserError(f"unknown clustering {algorithm!r}", remedy="nmf or kmeans")
-    return _numbered(memberships)
+        labels = KMeans(distinct, n_init=restarts, random_state=seed).fit(coordinates).labels_
+        return _numbered(np.eye(int(labels.max()) + 1)[labels])
+    best, highest = None, -np.inf
+    for start in range(restarts):
+        fitted = KMeans(distinct, n_init=1, random_state=seed + start).fit(coordinates)
+        factor = symmetric_nmf(space.graph.affinity, fitted.labels_, seed + start)
+        found = modularity(space.graph.affinity, factor.argmax(axis=1))
+        if found > highest:
+            best, highest = factor, found
+    assert best is not None
+    sums = best.sum(axis=1, keepdims=True)
+    return _numbered(np.where(sums > 0, best / np.maximum(sums, 1e-300), 1 / best.shape[1]))
 
 
 def _numbered(memberships: np.ndarray) -> Clustering:
@@ -163,36 +188,34 @@ def _numbered(memberships: np.ndarray) -> Clustering:
     return Clustering(kept.argmax(axis=1).astype(np.int64), kept)
 
 
-def assign(clustering: Clustering, coordinates: np.ndarray, new: np.ndarray, neighbours: int) -> np.ndarray:
-    """Cluster of new points, shape (m,): the largest mean membership among their nearest pool rows."""
+def assign(
+    memberships: np.ndarray, space: Manifold, new: np.ndarray, neighbours: int, search: str = "auto"
+) -> np.ndarray:
+    """Cluster of rows that were not clustered, shape (m,): out-of-sample extension.
+
+    `new`: embeddings (m, width), read in blocks, so they may lie on disk. A row's membership is the mean
+    of its nearest rows' `memberships` (n, K), weighted by the graph's own kernel (the Nystroem formula,
+    applied to memberships in place of eigenvectors).
+    """
     import numpy as np
 
-    from paser.method.manifold import nearest
-
-    if not len(new):
-        return np.zeros(0, dtype=np.int64)
-    distances, positions = nearest(coordinates, new, neighbours)
-    width = np.maximum(distances[:, -1:], 1e-12)
-    weights = np.exp(-((distances / width) ** 2))
-    votes = np.einsum("ij,ijk->ik", weights, clustering.memberships[positions])
-    best: np.ndarray = votes.argmax(axis=1).astype(np.int64)
-    return best
+    result = np.zeros(len(new), dtype=np.int64)
+    index = NeighbourIndex(space.points, search=search, queries=len(new))
+    for begin in range(0, len(new), EXTEND_ROWS):
+        rows = slice(begin, begin + EXTEND_ROWS)
+        distances, positions = index.of(space.place(new[rows]), neighbours)
+        weights = affinity_to(space.graph, distances, positions)
+        result[rows] = np.einsum("ij,ijk->ik", weights, memberships[positions]).argmax(axis=1)
+    return result
 
 
-def stability(
-    rerun: Callable[[np.ndarray, int], np.ndarray], labels: np.ndarray, runs: int, seed: int
-) -> list[float]:
-    """Adjusted Rand index of `labels` with those of `rerun(rows, seed)` on 90 % of the rows, each run."""
+def subsamples(rows: int, runs: int, seed: int) -> list[np.ndarray]:
+    """Positions (sorted) of the rows in each run: 90 % of them, or of 10,000 drawn from more."""
     import numpy as np
-    from sklearn.metrics import adjusted_rand_score
 
-    scores = []
-    for number in range(runs):
-        rng = np.random.default_rng([seed, number])
-        size = max(2, round(STABILITY_SHARE * len(labels)))
-        rows = np.sort(rng.choice(len(labels), size=size, replace=False))
-        scores.append(float(adjusted_rand_score(labels[rows], rerun(rows, seed + 1 + number))))
-    return scores
+    size = max(2, round(STABILITY_SHARE * min(rows, STABILITY_ROWS)))
+    draws = [np.random.default_rng([seed, number]) for number in range(runs)]
+    return [np.sort(rng.choice(rows, size=size, replace=False)) for rng in draws]
 
 
 def cluster_phrases(

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paser.method.clustering import (
+    Clustering,
     Gap,
     assign,
     cluster,
     cluster_phrases,
+    modularity,
     spectral_gap,
-    stability,
+    subsamples,
 )
 from paser.method.concepts import key_phrases
-from paser.method.manifold import Manifold, default_neighbours, manifold, self_tuned_graph, spectrum
+from paser.method.manifold import Manifold, default_neighbours, manifold
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Rows of a larger pool that are clustered; the others follow by extension.
+LANDMARKS = 20_000
+# Mean adjusted Rand index from which a clustering counts as stable. The fewest clusters are always the most
+# stable ones, so the rule takes the largest K that is (as prediction strength does, Tibshirani and Walther
+# 2005), or the most stable one when none is.
+STABLE = 0.9
+# Pools of fewer rows have no measure of stability.
+STABILITY_FROM = 20
+_SCAN_RESTARTS = 2
+_LEAST_RUNS = 3
 
 
 class Options(Protocol):
@@ -29,7 +43,7 @@ class Options(Protocol):
     @property
     def algorithm(self) -> str: ...
     @property
-    def k(self) -> Literal["auto"] | int: ...
+    def k(self) -> Literal["auto", "gap", "stability"] | int: ...
     @property
     def k_min(self) -> int: ...
     @property
@@ -39,11 +53,32 @@ class Options(Protocol):
     @property
     def neighbours(self) -> Literal["auto"] | int: ...
     @property
-    def time(self) -> float: ...
+    def search(self) -> str: ...
+    @property
+    def landmarks(self) -> Literal["auto"] | int: ...
+    @property
+    def time(self) -> Literal["auto"] | float: ...
     @property
     def regularisation(self) -> float: ...
     @property
     def stability_runs(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many clusters, by which rule (`modularity`, `gap`, `stability`, `given`, or `rows` where the pool
+    is too small for a choice), each candidate's value, and the spectral gap whatever the rule."""
+
+    k: int
+    rule: str
+    scores: Mapping[int, float] = field(default_factory=dict)
+    gap: Gap | None = None
+
+    @property
+    def runner_up(self) -> int | None:
+        """The second best K by the rule's own value, ties to the smaller."""
+        others = {k: value for k, value in self.scores.items() if k != self.k}
+        return _highest(others) if others else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +89,9 @@ class Grouping:
     new_labels: np.ndarray
     settings: Options
     neighbours: int
-    gap: Gap | None
+    landmarks: int | None
+    time: float | None
+    choice: Choice
     eigenvalues: list[float]
     aris: list[float]
     phrases: list[list[str]]
@@ -65,13 +102,22 @@ class Grouping:
 
         sizes = np.bincount(self.labels, minlength=len(self.phrases))
         names = _unique([" / ".join(p[:3]) or f"cluster {k}" for k, p in enumerate(self.phrases)])
+        choice = self.choice
         return {
             "k": len(self.phrases),
-            "automatic": self.settings.k == "auto",
+            "automatic": choice.rule != "given",
+            "choice": {
+                "rule": choice.rule,
+                "k": choice.k,
+                "runner_up": choice.runner_up,
+                "scores": {str(k): round(value, 6) for k, value in choice.scores.items()},
+            },
             "manifold": self.settings.manifold,
             "algorithm": self.settings.algorithm,
             "neighbours": self.neighbours,
-            "gap": vars(self.gap) if self.gap else None,
+            "landmarks": self.landmarks,
+            "time": self.time and round(self.time, 6),
+            "gap": vars(choice.gap) if choice.gap else None,
             "eigenvalues": [round(value, 6) for value in self.eigenvalues],
             "stability": {
                 "runs": len(self.aris),
@@ -99,72 +145,140 @@ def _unique(names: list[str]) -> list[str]:
 def group(
     embeddings: np.ndarray,
     new: np.ndarray,
-    texts: Sequence[str],
+    texts: Callable[[np.ndarray], list[str]],
     settings: Options,
     phrase_limits: tuple[int, int],
     seed: int,
 ) -> Grouping:
     """Clusters embeddings of shape (n, width), n >= 1; `new` (m, width) gets clusters by extension.
 
-    `texts` are the pool's prompts, for the names; `phrase_limits` are phrases a row and words a phrase.
+    Both may lie on disk (memory-mapped). Of a pool larger than `settings.landmarks` a seeded draw of that
+    many rows is clustered, and the others follow like new rows. `texts(positions)` gives the prompts of
+    pool rows, for the names; `phrase_limits` are phrases a row and words a phrase.
     """
     import numpy as np
 
     count = len(embeddings)
-    neighbours = default_neighbours(count) if settings.neighbours == "auto" else settings.neighbours
-    neighbours = max(1, min(neighbours, count - 1))
-    embeddings = np.asarray(embeddings, dtype=np.float64)
-    space = _manifold(embeddings, settings, neighbours, seed)
-    gap, k, values = _number(space, settings, neighbours, count, seed)
-    clustering = cluster(settings.algorithm, space.coordinates, k, neighbours, seed)
-
-    def rerun(rows: np.ndarray, run_seed: int) -> np.ndarray:
-        part = _manifold(embeddings[rows], settings, neighbours, run_seed)
-        return cluster(settings.algorithm, part.coordinates, min(k, len(rows)), neighbours, run_seed).labels
-
-    runs = settings.stability_runs if count >= 20 else 0
-    phrases = [key_phrases(text, *phrase_limits) for text in texts]
+    most = LANDMARKS if settings.landmarks == "auto" else settings.landmarks
+    if count > most:
+        drawn = np.sort(np.random.default_rng([seed, count]).permutation(count)[:most])
+    else:
+        drawn = np.arange(count)
+    run = _Run(np.asarray(embeddings[drawn]), settings, seed)
+    choice = run.choose()
+    clustering = cluster(settings.algorithm, run.space, choice.k, seed)
+    labels = _extended(embeddings, drawn, clustering, run)
+    new_labels = assign(clustering.memberships, run.space, new, run.neighbours, settings.search)
+    order = np.argsort(-np.bincount(labels, minlength=clustering.count), kind="stable")
+    place = np.argsort(order)
+    labels, new_labels = place[labels], place[new_labels]
+    phrases = [key_phrases(text, *phrase_limits) for text in texts(drawn)]
     return Grouping(
-        labels=clustering.labels,
-        new_labels=assign(clustering, space.coordinates, space.extend(np.asarray(new, float)), neighbours),
+        labels=labels,
+        new_labels=new_labels,
         settings=settings,
-        neighbours=neighbours,
-        gap=gap,
-        eigenvalues=[float(v) for v in values],
-        aris=stability(rerun, clustering.labels, runs, seed),
-        phrases=cluster_phrases(phrases, clustering.labels.tolist(), clustering.count),
+        neighbours=run.neighbours,
+        landmarks=len(drawn) if len(drawn) < count else None,
+        time=run.space.time,
+        choice=choice,
+        eigenvalues=[float(v) for v in run.space.eigenvalues],
+        aris=run.stability(choice.k, clustering.labels),
+        phrases=cluster_phrases(phrases, labels[drawn].tolist(), clustering.count),
     )
 
 
-def _manifold(embeddings: np.ndarray, settings: Options, neighbours: int, seed: int) -> Manifold:
-    return manifold(
-        settings.manifold,
-        embeddings,
-        neighbours=max(1, min(neighbours, len(embeddings) - 1)),
-        dimensions=settings.dimensions,
-        eigenvalues=settings.k_max + 1,
-        time=settings.time,
-        regularisation=settings.regularisation,
-        seed=seed,
-    )
-
-
-def _number(
-    space: Manifold, settings: Options, neighbours: int, count: int, seed: int
-) -> tuple[Gap | None, int, np.ndarray]:
-    """The number of clusters: given, or by the spectral gap; pools of a few rows get what they can."""
+def _extended(embeddings: np.ndarray, drawn: np.ndarray, clustering: Clustering, run: _Run) -> np.ndarray:
+    """Labels of all rows, from those of the rows drawn."""
     import numpy as np
 
-    values = space.eigenvalues
-    if values is None and count >= 4:
-        affinity = self_tuned_graph(space.coordinates, neighbours).affinity
-        values = spectrum(affinity, settings.k_max + 1, settings.regularisation, seed)[0]
-    if values is None:
-        values = np.ones(1)
-    if settings.k != "auto":
-        return None, settings.k, values
-    k_max = min(settings.k_max, count // 2)
-    if k_max < settings.k_min or len(values) <= settings.k_min:
-        return None, max(1, min(settings.k_min, count // 2)), values
-    gap = spectral_gap(values, settings.k_min, k_max)
-    return gap, gap.k, values
+    if len(drawn) == len(embeddings):
+        return clustering.labels
+    labels = assign(clustering.memberships, run.space, embeddings, run.neighbours, run.settings.search)
+    labels[drawn] = clustering.labels
+    return np.asarray(labels)
+
+
+def _highest(scores: Mapping[int, float]) -> int:
+    """The key of the highest value, ties to the smaller key."""
+    return min(scores, key=lambda k: (-scores[k], k))
+
+
+class _Run:
+    """Manifold, subsamples and choice of K on the rows that are clustered."""
+
+    def __init__(self, embeddings: np.ndarray, settings: Options, seed: int) -> None:
+        self.embeddings, self.settings, self.seed = embeddings, settings, seed
+        count = len(embeddings)
+        wanted = default_neighbours(count) if settings.neighbours == "auto" else settings.neighbours
+        self.neighbours = max(1, min(wanted, count - 1))
+        self.space = self._manifold(embeddings, seed)
+
+    def _manifold(self, embeddings: np.ndarray, seed: int) -> Manifold:
+        settings = self.settings
+        return manifold(
+            settings.manifold,
+            embeddings,
+            neighbours=max(1, min(self.neighbours, len(embeddings) - 1)),
+            dimensions=settings.dimensions,
+            eigenvalues=settings.k_max + 1,
+            time=None if settings.time == "auto" else settings.time,
+            regularisation=settings.regularisation,
+            seed=seed,
+            search=settings.search,
+        )
+
+    @cached_property
+    def _reruns(self) -> list[tuple[np.ndarray, Manifold, int]]:
+        """Rows, manifold and seed of each run on a subsample."""
+        runs = self.settings.stability_runs
+        if self.settings.k == "stability":
+            runs = max(runs, _LEAST_RUNS)
+        if len(self.embeddings) < STABILITY_FROM:
+            return []
+        drawn = subsamples(len(self.embeddings), runs, self.seed)
+        seeds = [self.seed + 1 + number for number in range(runs)]
+        return [
+            (rows, self._manifold(self.embeddings[rows], seed), seed)
+            for rows, seed in zip(drawn, seeds, strict=True)
+        ]
+
+    def stability(self, k: int, labels: np.ndarray) -> list[float]:
+        """Adjusted Rand index of `labels` with those of each run on a subsample."""
+        from sklearn.metrics import adjusted_rand_score
+
+        algorithm = self.settings.algorithm
+        return [
+            float(
+                adjusted_rand_score(labels[rows], cluster(algorithm, space, min(k, len(rows)), seed).labels)
+            )
+            for rows, space, seed in self._reruns
+        ]
+
+    def choose(self) -> Choice:
+        """K: given, or by rule within k_min .. k_max; pools of a few rows get what they can."""
+        settings, count, values = self.settings, len(self.embeddings), self.space.eigenvalues
+        if isinstance(settings.k, int):
+            return Choice(settings.k, "given")
+        k_max = min(settings.k_max, count // 2)
+        if k_max < settings.k_min or len(values) <= settings.k_min:
+            return Choice(max(1, min(settings.k_min, count // 2)), "rows")
+        gap = spectral_gap(values, settings.k_min, k_max)
+        candidates = range(settings.k_min, k_max + 1)
+        if settings.k == "gap":
+            gaps = {k: float(values[k - 1] - values[k]) for k in candidates if k < len(values)}
+            return Choice(gap.k, "gap", gaps, gap)
+        if settings.k == "stability" and self._reruns:
+            scores = {k: self._mean_stability(k) for k in candidates}
+            stable = [k for k in candidates if scores[k] >= STABLE]
+            return Choice(max(stable) if stable else _highest(scores), "stability", scores, gap)
+        scores = {k: self._modularity(k) for k in candidates}
+        return Choice(_highest(scores), "modularity", scores, gap)
+
+    def _mean_stability(self, k: int) -> float:
+        labels = cluster(self.settings.algorithm, self.space, k, self.seed, _SCAN_RESTARTS).labels
+        found = self.stability(k, labels)
+        return sum(found) / len(found)
+
+    def _modularity(self, k: int) -> float:
+        labels = cluster(self.settings.algorithm, self.space, k, self.seed, _SCAN_RESTARTS).labels
+        return modularity(self.space.graph.affinity, labels)

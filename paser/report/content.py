@@ -398,14 +398,7 @@ def plural(count: int, noun: str) -> str:
 def _cluster_facts(info: Mapping[str, Any]) -> str:
     algorithm = {"nmf": "symmetric NMF", "kmeans": "k-means"}.get(info["algorithm"], info["algorithm"])
     facts = [f"{plural(info['k'], 'cluster')}, by {algorithm} on {info['manifold']} coordinates."]
-    gap = info.get("gap")
-    if info.get("automatic") and gap:
-        facts.append(
-            f"Their number was found from the largest spectral gap ({number(gap['gap'], 3)}; the runner-up "
-            f"was {gap['runner_up']} with {number(gap['runner_up_gap'], 3)})."
-        )
-    elif not info.get("automatic"):
-        facts.append("Their number was given.")
+    facts.append(_choice_of_k(info["choice"], info.get("gap")))
     stability = info.get("stability")
     if stability:
         facts.append(
@@ -419,6 +412,26 @@ def _cluster_facts(info: Mapping[str, Any]) -> str:
             "(NMI, 1 = the same)."
         )
     return " ".join(facts)
+
+
+def _choice_of_k(choice: Mapping[str, Any], gap: Mapping[str, Any] | None) -> str:
+    """How the number of clusters came about."""
+    rules = {
+        "modularity": "the highest modularity",
+        "gap": "the largest spectral gap",
+        "stability": "stability",
+    }
+    if choice["rule"] not in rules:
+        return (
+            "Their number was given." if choice["rule"] == "given" else "The pool is too small for a choice."
+        )
+    scores, second = choice["scores"], choice["runner_up"]
+    fact = f"Their number was found from {rules[choice['rule']]} ({number(scores[str(choice['k'])], 3)}"
+    if second:
+        fact += f"; the runner-up was {second} with {number(scores[str(second)], 3)}"
+    if gap and choice["rule"] != "gap":
+        fact += f"; the largest spectral gap is at {gap['k']}"
+    return f"{fact})."
 
 
 def _budget_facts(budget: Mapping[str, Any]) -> str:

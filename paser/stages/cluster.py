@@ -3,45 +3,67 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
 
-from paser.artifacts import read_array, read_rows, write_json, write_table
+from paser.artifacts import read_array, read_columns, write_batches, write_json
 from paser.progress import say
-from paser.records import row_to_sample
+from paser.records import prompt_text
 from paser.stages.run import Context
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+COLUMNS = ("row_id", "instruction", "input", "label")
 
 
 def run(context: Context) -> None:
     from paser.method.grouping import group
 
     settings = context.settings
-    pool = read_rows(context.input("data/pool.parquet"), "pool")
-    holdout = read_rows(context.input("data/holdout.parquet"), "pool")
+    pool = read_columns(context.input("data/pool.parquet"), COLUMNS)
+    holdout = read_columns(context.input("data/holdout.parquet"), COLUMNS)
     result = group(
         read_array(context.input("data/embeddings.npy")),
         read_array(context.input("data/holdout-embeddings.npy")),
-        [row_to_sample(row).prompt for row in pool],
+        partial(prompts, pool),
         settings.cluster,
         (settings.select.concepts, settings.select.phrase_words),
         settings.seed,
     )
-    rows = [
-        {"row_id": row["row_id"], "split": split, "cluster": int(cluster)}
-        for split, table, clusters in (
-            ("pool", pool, result.labels),
-            ("holdout", holdout, result.new_labels),
-        )
-        for row, cluster in zip(table, clusters, strict=True)
-    ]
-    write_table(context.out("data/clusters.parquet"), "clusters", rows)
+    splits = (("pool", pool, result.labels), ("holdout", holdout, result.new_labels))
+    write_batches(
+        context.out("data/clusters.parquet"),
+        "clusters",
+        (
+            {
+                "row_id": table["row_id"].combine_chunks(),
+                "split": [split] * len(clusters),
+                "cluster": clusters,
+            }
+            for split, table, clusters in splits
+        ),
+    )
     description = result.describe()
+    labels, clusters = pool["label"].to_pylist(), result.labels.tolist()
+    inside = Counter(zip(clusters, labels, strict=True))
     for entry in description["clusters"]:
-        inside = [row["label"] for row, k in zip(pool, result.labels, strict=True) if k == entry["cluster"]]
-        entry["labels"] = dict(sorted(Counter(label for label in inside if label).items()))
-    description["agreement"] = _agreement([row["label"] for row in pool], result.labels.tolist())
+        own = {label: n for (k, label), n in inside.items() if k == entry["cluster"] and label}
+        entry["labels"] = dict(sorted(own.items()))
+    description["agreement"] = _agreement(labels, clusters)
     write_json(context.out("data/clusters.json"), description)
     say(f"  {description['k']} clusters by {description['manifold']} + {description['algorithm']}")
     for entry in description["clusters"]:
         say(f"    {entry['cluster']:>2}  {entry['rows']:>5} rows  {entry['name']}")
+
+
+def prompts(table: pa.Table, positions: np.ndarray) -> list[str]:
+    """The prompts of the rows at `positions`."""
+    part = table.select(["instruction", "input"]).take(positions)
+    return [
+        prompt_text(*pair) for pair in zip(*(part[c].to_pylist() for c in part.column_names), strict=True)
+    ]
 
 
 def _agreement(labels: list[str | None], clusters: list[int]) -> dict[str, float] | None:

@@ -208,6 +208,12 @@ def _cluster(
         {
             "k": len(names),
             "automatic": True,
+            "choice": {
+                "rule": "modularity",
+                "k": len(names),
+                "runner_up": 4,
+                "scores": {str(len(names)): 0.71, "4": 0.66},
+            },
             "manifold": "diffusion",
             "algorithm": "nmf",
             "neighbours": 15,

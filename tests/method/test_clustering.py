@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 from scipy import sparse
@@ -11,9 +13,19 @@ from sklearn.metrics import adjusted_rand_score
 
 from paser.errors import PaserError
 from paser.method import clustering
-from paser.method.clustering import cluster_phrases, spectral_gap, symmetric_nmf
+from paser.method.clustering import assign, cluster, cluster_phrases, modularity, spectral_gap, symmetric_nmf
 from paser.method.grouping import Grouping, group
-from paser.method.manifold import default_neighbours, diffusion, self_tuned_graph, spectrum
+from paser.method.manifold import (
+    LONGEST_TIME,
+    Graph,
+    Manifold,
+    default_neighbours,
+    diffusion_time,
+    effective_dimensions,
+    manifold,
+    self_tuned_graph,
+    spectrum,
+)
 from paser.settings import ClusterSettings
 
 
@@ -30,29 +42,73 @@ def blobs(
 def grouped(points: np.ndarray, new: np.ndarray | None = None, **options: object) -> Grouping:
     settings = ClusterSettings.model_validate({"stability_runs": 0, **options})
     new = points[:0] if new is None else new
-    return group(points, new, [f"word{i}" for i in range(len(points))], settings, (8, 3), 17)
+    return group(points, new, lambda rows: [f"word{i}" for i in rows], settings, (8, 3), 17)
 
 
-@pytest.mark.parametrize("manifold", ["diffusion", "pca", "none", "umap"])
+@pytest.mark.parametrize("name", ["diffusion", "pca", "none", "umap"])
 @pytest.mark.parametrize("algorithm", ["nmf", "kmeans"])
-def test_finds_known_groups_and_places_new_rows(manifold: str, algorithm: str) -> None:
+def test_finds_known_groups_and_places_new_rows(name: str, algorithm: str) -> None:
     points, labels = blobs([60, 40, 30, 20, 50])
     kept = np.arange(len(points)) % 5 != 0
-    found = grouped(points[kept], points[~kept], manifold=manifold, algorithm=algorithm, k=5)
+    found = grouped(points[kept], points[~kept], manifold=name, algorithm=algorithm, k=5)
     assert adjusted_rand_score(labels[kept], found.labels) > 0.95
     assert adjusted_rand_score(labels[~kept], found.new_labels) > 0.9
     sizes = np.bincount(found.labels)
     assert list(sizes) == sorted(sizes, reverse=True)
 
 
-def test_k_by_gap_with_runner_up_and_stability() -> None:
+@pytest.mark.parametrize(
+    ("rule", "name"), [("auto", "modularity"), ("gap", "gap"), ("stability", "stability")]
+)
+def test_k_by_each_rule_with_runner_up_gap_and_stability(rule: str, name: str) -> None:
     points, _ = blobs([60, 40, 30, 20, 50])
-    found = grouped(points, k="auto", k_min=2, k_max=12, stability_runs=3).describe()
+    found = grouped(points, k=rule, k_min=3, k_max=9, stability_runs=3).describe()
     assert found["k"] == 5
+    assert found["choice"]["rule"] == name
+    scores = {int(k): value for k, value in found["choice"]["scores"].items()}
+    assert set(scores) == set(range(3, 10))
+    assert max(scores.values()) == scores[5]
+    assert found["choice"]["runner_up"] != 5
     assert found["gap"]["k"] == 5
-    assert found["gap"]["runner_up"] != 5
     assert found["gap"]["gap"] > found["gap"]["runner_up_gap"]
     assert found["stability"]["mean_ari"] > 0.9
+
+
+def test_landmarks_are_clustered_and_the_other_rows_follow() -> None:
+    points, labels = blobs([400, 300, 200, 100])
+    whole = grouped(points, points[:50], k=4)
+    found = grouped(points, points[:50], k=4, landmarks=250)
+    assert whole.landmarks is None
+    assert found.landmarks == 250
+    assert adjusted_rand_score(labels, found.labels) > 0.98
+    np.testing.assert_array_equal(found.new_labels, found.labels[:50])
+    assert [entry["rows"] for entry in found.describe()["clusters"]] == [400, 300, 200, 100]
+
+
+def test_a_memory_mapped_pool_gives_the_same_clusters(tmp_path: Path) -> None:
+    points = blobs([80, 60, 40])[0].astype(np.float32)
+    np.save(tmp_path / "e.npy", points)
+    mapped = np.load(tmp_path / "e.npy", mmap_mode="r")
+    np.testing.assert_array_equal(
+        grouped(mapped, mapped[:5], landmarks=100).labels, grouped(points, points[:5], landmarks=100).labels
+    )
+
+
+@pytest.mark.parametrize("landmarks", ["auto", 700])
+def test_approximate_neighbours_give_the_clusters_of_exact_ones(landmarks: str | int) -> None:
+    points, labels = blobs([600, 500, 300])
+    exact = grouped(points, points[:20], k=3, search="exact", landmarks=landmarks)
+    approximate = grouped(points, points[:20], k=3, search="approximate", landmarks=landmarks)
+    again = grouped(points, points[:20], k=3, search="approximate", landmarks=landmarks)
+    assert adjusted_rand_score(exact.labels, approximate.labels) > 0.98
+    np.testing.assert_array_equal(approximate.labels, again.labels)
+    assert adjusted_rand_score(labels, approximate.labels) > 0.98
+
+
+def test_a_row_far_from_everything_joins_its_nearest_cluster() -> None:
+    points = blobs([50, 60], spread=0.05)[0]
+    found = grouped(points, points[:1] * 1000, k=2)
+    assert found.new_labels.tolist() == [found.labels[0]]
 
 
 def test_two_runs_agree_to_the_bit() -> None:
@@ -83,13 +139,51 @@ def test_affinity_formula_by_hand() -> None:
     assert (graph.affinity != graph.affinity.T).nnz == 0
 
 
-def test_extension_puts_pool_rows_where_they_are() -> None:
-    points, _ = blobs([120, 80, 60])
-    space = diffusion(
-        points, neighbours=15, dimensions=8, eigenvalues=10, time=1.0, regularisation=0.1, seed=0
+def test_extension_gives_pool_rows_their_own_cluster() -> None:
+    """Memberships are means over neighbours by the graph's kernel: by hand on three points."""
+    points = np.array([[0.0], [1.0], [4.0]])
+    graph = Graph(sparse.csr_matrix(np.zeros((3, 3))), np.array([1.0, 2.0, 1.0]))
+    space = Manifold(points, points, graph, np.asarray, np.ones(1))
+    # from 2.0 with two neighbours: own s = 2; to 1.0: exp(-1 / (2 * 2)); to the other two: exp(-4 / (2 * 1))
+    near, far = np.exp(-1 / 4), np.exp(-4 / 2)
+    assert near > far
+    memberships = np.array([[1.0, 0.0], [0.4, 0.6], [0.0, 1.0]])
+    assert assign(memberships, space, np.array([[2.0]]), 2).tolist() == [int(near * 0.4 + far < near * 0.6)]
+    memberships = np.array([[1.0, 0.0], [0.45, 0.55], [0.0, 1.0]])
+    expected = int(near * 0.45 + far < near * 0.55)
+    assert assign(memberships, space, np.array([[1.9]]), 2).tolist() == [0]
+    assert assign(memberships, space, np.array([[0.1]]), 2).tolist() == [0]
+    assert expected == 0
+
+
+def test_the_time_leaves_as_many_dimensions_as_wanted() -> None:
+    values = np.linspace(0.99, 0.6, 40)
+    time = diffusion_time(values, 8.0)
+    weights = values ** (2 * time)
+    weights /= weights.sum()
+    assert np.exp(-(weights * np.log(weights)).sum()) == pytest.approx(8.0, abs=0.01)
+    assert effective_dimensions(values, 0.0) == pytest.approx(40)
+    assert diffusion_time(values[:5], 8.0) == 1.0
+    assert diffusion_time(np.ones(30), 8.0) == LONGEST_TIME
+
+
+def test_modularity_agrees_with_networkx() -> None:
+    points, labels = blobs([40, 30, 20], spread=0.6)
+    affinity = self_tuned_graph(points, 8).affinity
+    graph = networkx.from_scipy_sparse_array(affinity)
+    groups = [set(np.flatnonzero(labels == k).tolist()) for k in range(3)]
+    assert modularity(affinity, labels) == pytest.approx(networkx.community.modularity(graph, groups))
+
+
+def test_of_several_starts_the_one_with_the_highest_modularity_is_kept() -> None:
+    points = np.random.default_rng(0).standard_normal((150, 6))
+    space = manifold(
+        "diffusion", points, neighbours=8, dimensions=8, eigenvalues=9, time=None, regularisation=0.1, seed=0
     )
-    placed = space.extend(points[:100] + 1e-9)
-    assert np.sum(placed * space.coordinates[:100], axis=1).mean() > 0.975
+    graph = space.graph.affinity
+    single = [modularity(graph, cluster("nmf", space, 6, start, restarts=1).labels) for start in range(8)]
+    assert min(single) < max(single)
+    assert modularity(graph, cluster("nmf", space, 6, 0, restarts=8).labels) == pytest.approx(max(single))
 
 
 def test_nmf_reseeds_an_empty_column() -> None:
@@ -138,10 +232,10 @@ def test_nmf_approximates_a_block_matrix() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 11])
-@pytest.mark.parametrize("manifold", ["diffusion", "pca", "none"])
-def test_tiny_pools_work(count: int, manifold: str) -> None:
+@pytest.mark.parametrize("name", ["diffusion", "pca", "none"])
+def test_tiny_pools_work(count: int, name: str) -> None:
     points = blobs([count])[0]
-    found = grouped(points, points[:1], manifold=manifold)
+    found = grouped(points, points[:1], manifold=name)
     assert len(found.labels) == count
     assert found.new_labels.tolist() == [found.labels[0]] or count > 1
     assert found.describe()["k"] >= 1
@@ -171,7 +265,7 @@ def test_gap_by_hand() -> None:
 
 
 def test_neighbours_grow_with_the_pool() -> None:
-    assert [default_neighbours(n) for n in (100, 10_000, 1_000_000)] == [10, 50, 100]
+    assert [default_neighbours(n) for n in (50, 10_000, 1_000_000)] == [10, 30, 30]
 
 
 def test_cluster_phrases_tell_clusters_apart() -> None:
