@@ -80,6 +80,25 @@ def select(
 
 
 @app.command()
+def concepts(
+    out: Annotated[Path, typer.Argument(dir_okay=False, help="The GraphML file to write.")],
+    project: Project = HERE,
+    selection: Annotated[
+        Path | None, typer.Option(help="A folder that `paser select` wrote, instead of a project.")
+    ] = None,
+) -> None:
+    """Export the concept graph of a finished selection as GraphML, for networkx, Gephi and others.
+
+    Example: paser concepts graph.graphml --selection ./picked
+    """
+    from paser.selectors.graph import read_graph, write_graphml
+
+    graph = read_graph(selection or project / "data")
+    write_graphml(out, graph)
+    print(f"{out}: {len(graph):,} concepts")
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="fetch, pool, prune, embed, cluster, score, select, ...")],
     project: Project = HERE,

@@ -6,7 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from paser.artifacts import remove, sha256_path, staged, write_json, write_jsonl, write_table
+from paser.artifacts import (
+    columns_of,
+    remove,
+    sha256_path,
+    staged,
+    write_batches,
+    write_json,
+    write_jsonl,
+    write_table,
+)
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
@@ -17,7 +26,8 @@ from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
 from paser.pool.clean import Withdrawals
 from paser.pool.formats import read_source
 from paser.progress import say, warn
-from paser.selectors.choose import choose, decision_rows, scored_rows, summary, training_rows
+from paser.selectors.choose import choose, summary
+from paser.selectors.tables import decision_batches, scored_pool, training_rows
 from paser.settings import Budget, Settings, load_settings
 from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
@@ -97,8 +107,14 @@ def _select(
     encoder_folder = work / "encoder"
     vectors, _ = PromptEmbedder.load(encoder_folder, sha256_path(encoder_folder), settings, cache)(table)
     limits = settings.select.concepts, settings.select.phrase_words
-    prompts = [row.sample.prompt for row in kept]
-    grouping = group(vectors, vectors[:0], prompts, settings.cluster, limits, settings.seed)
+    grouping = group(
+        vectors,
+        vectors[:0],
+        lambda positions: [kept[i].sample.prompt for i in positions],
+        settings.cluster,
+        limits,
+        settings.seed,
+    )
     clusters = [
         {"row_id": row["row_id"], "split": "pool", "cluster": int(cluster)}
         for row, cluster in zip(table, grouping.labels, strict=True)
@@ -107,8 +123,15 @@ def _select(
     scores = score_rows(table, ModelSet.load(models, settings, cache), digests, settings.score, cache)
     description = grouping.describe()
     names = {entry["cluster"]: entry["name"] for entry in description["clusters"]}
-    rows = scored_rows(table, clusters, scores, {})
-    selection, control, report = choose(rows, settings.select, settings.seed, names)
+    columns = columns_of("pool", table)
+    scored = scored_pool(
+        columns,
+        columns_of("clusters", clusters),
+        columns_of("scores", scores),
+        {},
+        settings.select.divergence,
+    )
+    selection, control, report = choose(scored, settings.select, settings.seed, names)
     if out.exists():
         remove(out)
     with staged(out) as folder:
@@ -118,9 +141,9 @@ def _select(
         write_table(folder / "clusters.parquet", "clusters", clusters)
         write_json(folder / "clusters.json", description)
         write_table(folder / "scores.parquet", "scores", scores)
-        write_table(folder / "decisions.parquet", "decisions", decision_rows(rows, selection))
-        write_jsonl(folder / "selected.jsonl", training_rows(table, rows, selection, settings.seed))
-        write_jsonl(folder / "control.jsonl", training_rows(table, rows, control, settings.seed))
+        write_batches(folder / "decisions.parquet", "decisions", decision_batches(scored, selection))
+        write_jsonl(folder / "selected.jsonl", training_rows(columns, scored, selection, settings.seed))
+        write_jsonl(folder / "control.jsonl", training_rows(columns, scored, control, settings.seed))
         write_json(folder / "budget.json", report)
     say(summary(report, len(table)))
     return report

@@ -7,6 +7,7 @@ what each cluster has.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paser.errors import SettingsError
@@ -14,7 +15,7 @@ from paser.errors import SettingsError
 if TYPE_CHECKING:
     import numpy as np
 
-# (CDS, rows, mean loss increase, gamma), each of shape (K,) but gamma -> weights of shape (K,)
+# (CDS >= 0, rows, mean loss increase, gamma), each of shape (K,) but gamma -> weights of shape (K,)
 Policy = Callable[["np.ndarray", "np.ndarray", "np.ndarray", float], "np.ndarray"]
 
 POLICIES: dict[str, Policy] = {
@@ -30,12 +31,16 @@ POLICIES: dict[str, Policy] = {
 def policy_weights(
     policy: str, cds: np.ndarray, sizes: np.ndarray, loss_increase: np.ndarray, gamma: float
 ) -> np.ndarray:
-    """Non-negative weights of shape (K,) that sum to 1; uniform where a policy gives nothing at all."""
+    """Non-negative weights of shape (K,) that sum to 1; uniform where a policy gives nothing at all.
+
+    `cds` may be negative when the divergence is a loss increase; a cluster that lost nothing by it counts
+    as 0. Clusters without rows get 0.
+    """
     import numpy as np
 
     if policy not in POLICIES:
         raise SettingsError(f"unknown policy {policy!r}", remedy=f"one of {', '.join(POLICIES)}")
-    weights = np.where(sizes > 0, POLICIES[policy](cds, sizes, loss_increase, gamma), 0.0)
+    weights = np.where(sizes > 0, POLICIES[policy](cds.clip(min=0.0), sizes, loss_increase, gamma), 0.0)
     if not weights.sum() > 0:
         weights = (sizes > 0).astype(float)
     total = weights.sum()
@@ -52,42 +57,66 @@ def allocate(
     """Whole amounts n_k <= caps_k, as near to total * weights_k as can be, that add up to
     min(total, sum(caps)).
 
-    Clusters whose share exceeds what they have are filled, and the rest is divided anew among the
-    others until none overflows; then largest remainders round the shares. `floors`, one a cluster, are
-    granted first, as far as `total` and the caps allow. Ties go by `order` (any stable name of the
-    cluster), so that numbering does not matter. A cluster of weight 0 gets something only when all
-    others are full.
-    """
-    from fractions import Fraction
+    A share above what a cluster has, or below its floor, is set to that bound, and the rest is divided
+    anew among the others until all shares are within their bounds; so a floor that does not bind changes
+    nothing. Then largest remainders round the shares. When `total` is less than the floors, it is divided
+    evenly under them. Ties go by `order` (any stable name of the cluster), so that numbering does not
+    matter. A cluster of weight 0 gets more than its floor only when all others are full.
 
+    Raises SettingsError for negative numbers and NaN.
+    """
     if total < 0 or any(cap < 0 for cap in caps) or any(not w >= 0 for w in weights):
         raise SettingsError("budget, weights and caps must not be negative")
     count = len(caps)
-    given = [0] * count
-    left = min(total, sum(caps))
-    if any(floors):
-        wanted = [min(floor, cap) for floor, cap in zip(floors, caps, strict=True)]
-        given = wanted if sum(wanted) <= left else allocate(left, [1.0] * count, wanted, order)
-        left -= sum(given)
+    total = min(total, sum(caps))
+    low = [min(floor, cap) for floor, cap in zip(floors, caps, strict=True)] if floors else [0] * count
+    if sum(low) > total:
+        return allocate(total, [1.0] * count, low, order)
     exact = [Fraction(float(w)) for w in weights]
-    while left > 0:
-        open_ = [k for k in range(count) if given[k] < caps[k]]
-        if not any(exact[k] > 0 for k in open_):
-            exact = [Fraction(1)] * count
-        mass = sum((exact[k] for k in open_), Fraction(0))
-        quota = {k: left * exact[k] / mass for k in open_}
-        full = [k for k in open_ if quota[k] >= caps[k] - given[k]]
-        if full:
-            left -= sum(caps[k] - given[k] for k in full)
-            for k in full:
-                given[k] = caps[k]
-            continue
-        rest = left - sum(int(quota[k]) for k in open_)
-        ranked = sorted(open_, key=lambda k: (int(quota[k]) - quota[k], -exact[k], order[k]))
-        for position, k in enumerate(ranked):
-            given[k] += int(quota[k]) + (position < rest)
-        left = 0
+    given = list(low)
+    for group in ([k for k in range(count) if exact[k] > 0], [k for k in range(count) if exact[k] == 0]):
+        rest = total - sum(given) + sum(low[k] for k in group)
+        share = exact if any(exact[k] for k in group) else [Fraction(1)] * count
+        for k, amount in _rounded(_within_bounds(rest, share, low, caps, group), share, order).items():
+            given[k] = amount
     return given
+
+
+def _within_bounds(
+    rest: int, share: Sequence[Fraction], low: Sequence[int], high: Sequence[int], group: Sequence[int]
+) -> dict[int, Fraction]:
+    """Quotas of `group` in proportion to `share`, within low .. high, that add up to `rest` or to all
+    that the group can take.
+
+    In each pass, whichever bound is violated by more in total fixes its violators, which no later pass
+    would free; CSS's flexible boxes are laid out in the same way.
+    """
+    rest = min(rest, sum(high[k] for k in group))
+    fixed: dict[int, Fraction] = {}
+    open_ = list(group)
+    while open_:
+        mass = sum((share[k] for k in open_), Fraction(0))
+        left = rest - sum(fixed.values(), Fraction(0))
+        quota = {k: left * share[k] / mass for k in open_}
+        above = {k: quota[k] - high[k] for k in open_ if quota[k] > high[k]}
+        below = {k: low[k] - quota[k] for k in open_ if quota[k] < low[k]}
+        if not above and not below:
+            return fixed | quota
+        excess = sum(above.values(), Fraction(0)) - sum(below.values(), Fraction(0))
+        if excess >= 0:
+            fixed |= {k: Fraction(high[k]) for k in above}
+        if excess <= 0:
+            fixed |= {k: Fraction(low[k]) for k in below}
+        open_ = [k for k in open_ if k not in fixed]
+    return fixed
+
+
+def _rounded(quota: dict[int, Fraction], share: Sequence[Fraction], order: Sequence[str]) -> dict[int, int]:
+    """Whole numbers with the same sum: each quota rounded down, the rest to the largest remainders."""
+    given = {k: int(amount) for k, amount in quota.items()}
+    missing = int(sum(quota.values(), Fraction(0))) - sum(given.values())
+    ranked = sorted(quota, key=lambda k: (given[k] - quota[k], -share[k], order[k]))
+    return {k: amount + (k in ranked[:missing]) for k, amount in given.items()}
 
 
 def distance_from_uniform(amounts: Sequence[float]) -> float:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import networkx
 
+# Of a longer text, only this many characters are read: a bound on the work, above nearly every sample.
+MAX_CHARACTERS = 4000
+# Pieces of text between white space whose words are remembered: some 30 MB of English.
+_MEMORY = 1 << 17
 # A word (with inner apostrophes and hyphens), or a mark that ends a phrase.
-_TOKEN = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]|_|\n")
+_TOKEN = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]|_")
+_BREAK = "\n"
 
 
 @cache
@@ -35,36 +39,58 @@ def key_phrases(text: str, limit: int = 8, max_words: int = 3) -> tuple[str, ...
     RAKE (Rose et al. 2010): phrases are runs of words between stop words and punctuation; a word scores
     degree / frequency over the text's phrases, a phrase the sum of its words. Longer runs are cut into
     pieces of `max_words`. Phrases are lower case, NFKC, without possessive endings; words of one letter
-    and bare numbers do not count. Ties are broken alphabetically.
+    and bare numbers do not count. Ties are broken alphabetically. Only the first `MAX_CHARACTERS`
+    characters are read.
     """
-    phrases = _phrases(text, max_words)
-    frequency: Counter[str] = Counter()
-    degree: Counter[str] = Counter()
+    phrases: list[list[str]] = []
+    for run in _runs(text):
+        words = run.split()
+        if len(words) > max_words:
+            phrases += [words[i : i + max_words] for i in range(0, len(words), max_words)]
+        elif words:
+            phrases.append(words)
+    frequency: dict[str, int] = {}
+    degree: dict[str, int] = {}
     for phrase in phrases:
+        length = len(phrase)
         for word in phrase:
-            frequency[word] += 1
-            degree[word] += len(phrase)
-    scores = {" ".join(p): sum(degree[w] / frequency[w] for w in p) for p in phrases}
-    return tuple(sorted(scores, key=lambda phrase: (-scores[phrase], phrase))[:limit])
+            if word in frequency:
+                frequency[word] += 1
+                degree[word] += length
+            else:
+                frequency[word], degree[word] = 1, length
+    # Negative, so that the best come first; names are sorted only for what may be among the best.
+    weight = {word: -total / frequency[word] for word, total in degree.items()}
+    scores = {" ".join(p): sum([weight[w] for w in p]) if len(p) > 1 else weight[p[0]] for p in phrases}
+    best = sorted(scores.values())[:limit]
+    ranked = sorted([(score, phrase) for phrase, score in scores.items() if score <= best[-1]])
+    return tuple([phrase for _, phrase in ranked[:limit]])
 
 
-def _phrases(text: str, max_words: int) -> list[tuple[str, ...]]:
+def _runs(text: str) -> list[str]:
+    """Runs of words between stop words, punctuation and line ends; words are parted by white space."""
+    text = text[:MAX_CHARACTERS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    pieces = text.lower().replace("\n", " . ").split()
+    return " ".join(map(_words, pieces)).split(_BREAK)
+
+
+@lru_cache(maxsize=_MEMORY)
+def _words(piece: str) -> str:
+    """The words of a piece of text without white space; what ends a phrase stands as `_BREAK`."""
     stops = stop_words()
-    found: list[tuple[str, ...]] = []
-    run: list[str] = []
-    for token in [*_TOKEN.findall(unicodedata.normalize("NFKC", text).lower()), "\n"]:
-        word = token.replace("\u2019", "'").removesuffix("'s")
-        if len(word) > 1 and word not in stops and not word.isdigit():
-            run.append(word)
-            continue
-        found += [tuple(run[i : i + max_words]) for i in range(0, len(run), max_words)]
-        run = []
-    return found
+    words = [token.replace("\u2019", "'").removesuffix("'s") for token in _TOKEN.findall(piece)]
+    return " ".join(
+        word if len(word) > 1 and word not in stops and not word.isdigit() else _BREAK for word in words
+    )
 
 
-@dataclass(frozen=True)
-class Clash:
-    """Two known concepts that were never seen together, and the samples that brought them in."""
+class Clash(NamedTuple):
+    """Two known concepts that were never seen together, and the samples that brought them in.
+
+    `joined` of the sample's `known` pairs of known concepts are joined.
+    """
 
     first: str
     second: str
@@ -80,50 +106,77 @@ class Clash:
         )
 
 
-@dataclass
+@dataclass(slots=True)
+class Concept:
+    """A concept of accepted samples.
+
+    `introduced_by`: id of the first sample that carries it; `samples`: how many do; `joined`: the concepts
+    seen together with it, and in how many samples.
+    """
+
+    name: str
+    introduced_by: str
+    samples: int = 0
+    joined: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ConceptGraph:
-    """Concepts seen in accepted samples; an edge joins two that were accepted together."""
+    """Concepts seen in accepted samples; two are joined when they were accepted together."""
 
-    introduced: dict[str, str] = field(default_factory=dict)
-    neighbours: dict[str, set[str]] = field(default_factory=dict)
+    concepts: dict[str, Concept] = field(default_factory=dict)
 
-    def clash(self, concepts: Sequence[str], strictness: float = 1.0) -> Clash | None:
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    def clash(self, concepts: Iterable[str], strictness: float = 1.0) -> Clash | None:
         """None if a sample with these concepts is consistent, else the first pair that is not.
 
         A pair is known when both concepts are in the graph. The sample is consistent when the share of
         its known pairs that are joined is at least `strictness` (1.0 is the paper's rule, 0.0 accepts
-        everything) or no pair is known.
+        everything) or no pair is known. First means alphabetically.
         """
-        known = sorted({c for c in concepts if c in self.introduced})
-        pairs, joined = 0, 0
-        first: tuple[str, str] | None = None
-        for i, one in enumerate(known):
-            near = self.neighbours[one]
-            for other in known[i + 1 :]:
-                pairs += 1
-                if other in near:
+        known = [self.concepts[name] for name in sorted(self.concepts.keys() & concepts)]
+        joined = 0
+        first: tuple[Concept, Concept] | None = None
+        for i, one in enumerate(known, start=1):
+            near = one.joined
+            for other in known[i:]:
+                if other.name in near:
                     joined += 1
                 elif first is None:
-                    first = (one, other)
+                    first = one, other
+        pairs = len(known) * (len(known) - 1) // 2
         if first is None or joined >= strictness * pairs - 1e-12:
             return None
         one, other = first
-        return Clash(one, other, self.introduced[one], self.introduced[other], joined, pairs)
+        return Clash(one.name, other.name, one.introduced_by, other.introduced_by, joined, pairs)
 
     def add(self, concepts: Iterable[str], row_id: str) -> None:
         """Accepts a sample: its concepts and all their pairs enter the graph."""
-        members = set(concepts)
-        for concept in members:
-            self.introduced.setdefault(concept, row_id)
-            self.neighbours.setdefault(concept, set()).update(members - {concept})
+        members = []
+        for name in dict.fromkeys(concepts):
+            concept = self.concepts.get(name)
+            if concept is None:
+                concept = self.concepts[name] = Concept(name, row_id)
+            concept.samples += 1
+            members.append(concept)
+        for one in members:
+            for other in members:
+                if other is not one:
+                    one.joined[other.name] = one.joined.get(other.name, 0) + 1
 
     def to_networkx(self) -> networkx.Graph:
-        """The graph for networkx users; each node has `introduced_by`."""
+        """The graph for networkx users: nodes with `introduced_by` and `samples`, edges with `samples`."""
         import networkx
 
         graph = networkx.Graph()
-        for concept in sorted(self.introduced):
-            graph.add_node(concept, introduced_by=self.introduced[concept])
-        for concept in sorted(self.neighbours):
-            graph.add_edges_from((concept, other) for other in sorted(self.neighbours[concept]))
+        for name in sorted(self.concepts):
+            concept = self.concepts[name]
+            graph.add_node(name, introduced_by=concept.introduced_by, samples=concept.samples)
+        for name in sorted(self.concepts):
+            joined = self.concepts[name].joined
+            graph.add_edges_from(
+                (name, other, {"samples": joined[other]}) for other in sorted(joined) if name < other
+            )
         return graph

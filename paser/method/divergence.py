@@ -1,49 +1,92 @@
-"""Jensen-Shannon divergence between two models' next-token distributions (method.md, section 2).
+"""Divergences between two models' next-token distributions, and losses (method.md, section 2).
 
-Everything is computed in log space and float32 whatever the models' number type: half precision
-underflows in the tail of the vocabulary and yields NaN.
+Everything is computed in float32 from logits of any floating type: half precision underflows in the tail
+of the vocabulary and yields NaN. Each formula is written so that nothing large cancels, and as few passes
+over the vocabulary as possible, because on a CPU these passes would cost as much as the models' layers.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
 LN2 = math.log(2.0)
+# Stands for 0 in quotients and logarithms whose factor is 0; float32 has all its digits above 1.2e-38.
+TINY = 1e-37
 
 
-def token_jsd(first: torch.Tensor, second: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """JSD of softmax(first / tau) and softmax(second / tau) along the last axis.
+class Divergences(NamedTuple):
+    """Float32 tensors of shape (...), in nats; NaN where a logit is not finite.
 
-    Parameters
-    ----------
-    first, second : logits of shape (..., vocabulary), any floating type
-    temperature : tau > 0
+    `jsd`: 0 (equal) to ln 2 (disjoint), symmetric. `kl` = KL(P_1 || P_2) and `reverse_kl` =
+    KL(P_2 || P_1): 0 (equal) upwards, finite for finite logits.
+    """
 
-    Returns
-    -------
-    float32 tensor of shape (...), natural log, 0 (equal) to ln 2 (disjoint); NaN where a logit is not
-    finite.
+    jsd: torch.Tensor
+    kl: torch.Tensor
+    reverse_kl: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """softmax(logits / tau) along the last axis: log P = `shifted` - `log_norm`.
+
+    `shifted` and `probabilities`: float32, shape (..., vocabulary), the largest of `shifted` is 0;
+    `log_norm`: float64, shape (..., 1).
+    """
+
+    shifted: torch.Tensor
+    probabilities: torch.Tensor
+    log_norm: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, temperature: float = 1.0) -> Distribution:
+        """From logits of shape (..., vocabulary), any floating type; they are left as they are."""
+        import torch
+
+        shifted = logits.to(torch.float32, copy=True)
+        shifted.sub_(shifted.amax(-1, keepdim=True))
+        if temperature != 1.0:
+            shifted.div_(temperature)
+        weights = shifted.exp()
+        norm = weights.sum(-1, keepdim=True)
+        return cls(shifted, weights.div_(norm), norm.double().log())
+
+    def loss(self, target: torch.Tensor) -> torch.Tensor:
+        """-log P(target), float64; `target` holds token ids and has the shape (...)."""
+        return (self.log_norm - self.shifted.gather(-1, target[..., None])).squeeze(-1)
+
+
+def compare(first: Distribution, second: Distribution) -> Divergences:
+    """The three divergences of two distributions of the same shape.
 
     Notes
     -----
-    With d = log P_2 - log P_1 and M = (P_1 + P_2) / 2, log M - log P_1 = softplus(d) - ln 2, so
-    KL(P_1 || M) = ln 2 - sum P_1 softplus(d) and KL(P_2 || M) = ln 2 - sum P_2 softplus(-d).
+    With M = (P_1 + P_2) / 2, JSD = sum [P_1 log(P_1 / M) + P_2 log(P_2 / M)] / 2: the ratios lie between 0
+    and 2, so the logarithms carry no error of the size of log P. KL takes log P_1 - log P_2 from the
+    logits, so a probability that underflows does no harm.
     """
-    log_first = (first.float() / temperature).log_softmax(-1)
-    log_second = (second.float() / temperature).log_softmax(-1)
-    return jsd_from_log_probabilities(log_first, log_second)
+    import torch
+
+    p, q = first.probabilities, second.probabilities
+    log_ratio = first.shifted - second.shifted
+    log_ratio.sub_((first.log_norm - second.log_norm).float())
+    product = p * log_ratio
+    kl = product.sum(-1)
+    reverse = -torch.mul(q, log_ratio, out=product).sum(-1)
+    middle = torch.lerp(p, q, 0.5, out=log_ratio).clamp_(min=TINY)
+    jsd = torch.div(p, middle, out=product).clamp_(min=TINY).log_().mul_(p).sum(-1)
+    jsd = (jsd + torch.div(q, middle, out=product).clamp_(min=TINY).log_().mul_(q).sum(-1)) / 2
+    hidden = 0.0 * (kl + reverse)  # NaN where a logit is infinite, also where its probability is 0
+    return Divergences(
+        (jsd + hidden).clamp(0.0, LN2), (kl + hidden).clamp(min=0.0), (reverse + hidden).clamp(min=0.0)
+    )
 
 
-def jsd_from_log_probabilities(log_first: torch.Tensor, log_second: torch.Tensor) -> torch.Tensor:
-    """`token_jsd` on log-probabilities that are at hand already, float32, shape (..., vocabulary)."""
-    import torch.nn.functional as functional
-
-    difference = log_second - log_first
-    plus = functional.softplus(difference)
-    first = (log_first.exp() * plus).sum(-1)
-    second = (log_second.exp() * (plus - difference)).sum(-1)
-    return (LN2 - (first + second) / 2).clamp(0.0, LN2)
+def token_divergences(first: torch.Tensor, second: torch.Tensor, temperature: float = 1.0) -> Divergences:
+    """Divergences of softmax(first / tau) and softmax(second / tau), logits of shape (..., vocabulary)."""
+    return compare(Distribution.of(first, temperature), Distribution.of(second, temperature))

@@ -1,8 +1,12 @@
-"""Sentence embeddings of prompts with sentence-transformers, from a local folder."""
+"""Sentence embeddings of prompts with sentence-transformers, from a local folder.
+
+Prompts share forward passes without padding (see `packing`): a prompt's embedding does not depend on the
+others, and on a CPU this is several times faster than padded batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.lineage.record import code_digest, package_versions
-from paser.models.shards import Arrays, run_shards
+from paser.models.packing import hidden_packed, pack, packs, row_attention
+from paser.models.shards import Arrays, run_rows
 from paser.progress import warn
 from paser.records import row_to_sample
 from paser.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from sentence_transformers import SentenceTransformer
+
+# Largest difference between a prompt embedded in a packed pass and by the encoder's own `encode`.
+_TOLERANCE = 1e-4
+_PROBE = ("What is 2 plus 2?", "Describe the River Thames in three sentences, please.", "why")
 
 
 def load_encoder(path: Path, device: str = "cpu") -> SentenceTransformer:
@@ -46,11 +56,11 @@ def load_encoder(path: Path, device: str = "cpu") -> SentenceTransformer:
 
 @dataclass(frozen=True)
 class PromptEmbedder:
-    """Embeds the prompts of table rows, in shards that survive a kill."""
+    """Embeds the prompts of table rows; what was embedded survives a kill and is kept for a grown table."""
 
     encoder: SentenceTransformer
     determines: Mapping[str, Any]
-    batch_size: int
+    batch_tokens: int
     cache: Cache
 
     @classmethod
@@ -62,13 +72,13 @@ class PromptEmbedder:
         device, threads = choose_device(runtime.device), set_threads(runtime.threads)
         determines = {
             "encoder": digest,
-            "batch_size": settings.embed.batch_size,
+            "batch_tokens": settings.embed.batch_tokens,
             "device": device,
             "threads": threads,
             "versions": package_versions(),
             "code": code_digest(("paser/models", "paser/records.py")),
         }
-        return cls(load_encoder(path, device), determines, settings.embed.batch_size, cache)
+        return cls(load_encoder(path, device), determines, settings.embed.batch_tokens, cache)
 
     @property
     def width(self) -> int:
@@ -83,22 +93,84 @@ class PromptEmbedder:
         if not texts:
             return np.zeros((0, self.width), dtype=np.float32), 0
 
-        def vectors(positions: list[int]) -> Arrays:
-            encoded = self.encoder.encode(
-                [texts[p] for p in positions],
-                batch_size=self.batch_size,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
-            return {"vectors": np.asarray(encoded, dtype=np.float32)}
+        def compute(positions: list[int]) -> Iterator[tuple[list[int], Arrays]]:
+            for done, vectors in embed(self.encoder, [texts[p] for p in positions], self.batch_tokens):
+                yield [positions[p] for p in done], {"vectors": vectors}
 
         row_ids = [str(row["row_id"]) for row in rows]
-        result = run_shards("embed", row_ids, self.determines, vectors, self.cache)
+        result = run_rows("embed", row_ids, self.determines, compute, self.cache)
         cut = count_cut(self.encoder, texts)
         if cut:
             limit = self.encoder.max_seq_length
             warn(f"{cut} of {len(texts)} prompts are longer than the encoder's {limit} tokens and were cut")
         return result["vectors"], cut
+
+
+def embed(
+    encoder: SentenceTransformer, texts: Sequence[str], batch_tokens: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Positions in `texts` and their L2-normalised embeddings, float32, shape (positions, width).
+
+    Portion by portion, in no particular order. A forward pass has `batch_tokens` tokens, or as many as the
+    encoder reads of one text where that is more. A text's embedding does not depend on the others.
+    """
+    capacity = max(batch_tokens, encoder.max_seq_length or 0)
+    if _packs(encoder, capacity):
+        yield from _packed(encoder, texts, capacity)
+    else:
+        for position, text in enumerate(texts):
+            yield [position], _alone(encoder, text)
+
+
+def _alone(encoder: SentenceTransformer, text: str) -> np.ndarray:
+    import numpy as np
+
+    vectors = encoder.encode([text], normalize_embeddings=True, show_progress_bar=False)
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def _packs(encoder: SentenceTransformer, capacity: int) -> bool:
+    """Whether packed passes give what `encode` gives: tried, because encoders differ in what they do to a
+    text before and after the transformer."""
+    import numpy as np
+
+    model = getattr(encoder[0], "auto_model", None)
+    if model is None or not encoder.max_seq_length or not packs(model, capacity):
+        return False
+    return all(
+        np.abs(vectors - np.concatenate([_alone(encoder, _PROBE[p]) for p in positions])).max() < _TOLERANCE
+        for positions, vectors in _packed(encoder, _PROBE, capacity)
+    )
+
+
+def _packed(
+    encoder: SentenceTransformer, texts: Sequence[str], capacity: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    import torch
+
+    model: Any = encoder[0].auto_model
+    ids = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_seq_length, padding=False)[
+        "input_ids"
+    ]
+    for positions in pack([len(row) for row in ids], capacity):
+        with torch.inference_mode(), row_attention(model):
+            states = hidden_packed(model, [ids[p] for p in positions], capacity)
+            parts = torch.split(states, [len(ids[p]) for p in positions])
+            vectors = torch.stack([_pooled(encoder, part) for part in parts])
+        yield positions, vectors.float().cpu().numpy()
+
+
+def _pooled(encoder: SentenceTransformer, states: torch.Tensor) -> torch.Tensor:
+    """The embedding of one text from its tokens' hidden states, by the encoder's own further modules."""
+    import torch
+
+    features = {
+        "token_embeddings": states[None],
+        "attention_mask": torch.ones(1, len(states), dtype=torch.long, device=states.device),
+    }
+    for module in list(encoder)[1:]:
+        features = module(features)
+    return torch.nn.functional.normalize(features["sentence_embedding"][0], dim=0)
 
 
 def count_cut(encoder: SentenceTransformer, texts: Sequence[str]) -> int:

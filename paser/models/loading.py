@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +100,18 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+def load_causal_lm(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    max_memory: Mapping[int | str, int] | None = None,
+) -> PreTrainedModel:
     """A causal language model in evaluation mode, all weights in `dtype` on `device`.
 
-    Reads a Hugging Face folder with safetensors, or a folder with one GGUF file, which is dequantised.
+    Reads a Hugging Face folder with safetensors, or a folder with one GGUF file, which is dequantised. With
+    `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate spreads the model over
+    these devices, and the disk, in place of `device`.
     """
     quiet_transformers()
     from safetensors import SafetensorError
@@ -115,6 +124,13 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> Pr
         extra["gguf_file"] = gguf
     else:
         extra["use_safetensors"] = True
+    if max_memory is not None:
+        if gguf:
+            raise ModelError(
+                f"{path / gguf}: a GGUF file cannot be spread over devices",
+                remedy="save the model as safetensors (stage `prune` does), or set runtime.device_map: none",
+            )
+        extra |= {"device_map": "auto", "max_memory": dict(max_memory)}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, local_files_only=True, trust_remote_code=False, **extra
@@ -126,8 +142,8 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype, device: str = "cpu") -> Pr
         ) from error
     if gguf:
         model = _without_quantisation(model)
-    placed: Any = model
-    loaded: PreTrainedModel = placed.to(device).eval()
+    placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
+    loaded: PreTrainedModel = placed.eval()
     return loaded
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 NATIVE_SPEEDUP = 1.3
+# Share of the free memory that models may fill with `runtime.device_map: auto`; the rest is for their work.
+MODEL_SHARE = 0.9
 
 
 def choose_device(wanted: str) -> str:
@@ -31,6 +33,22 @@ def choose_device(wanted: str) -> str:
             remedy="set runtime.device: auto, or install a CUDA build of torch",
         )
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def memory_shares(device: str, models: int) -> dict[int | str, int]:
+    """Bytes of each device that one of `models` models may fill, as accelerate's `max_memory`.
+
+    All GPUs and the main memory with device `cuda`, the main memory alone with `cpu`; what does not fit is
+    read from disk when it is needed.
+    """
+    from accelerate.utils import get_max_memory
+
+    free: dict[int | str, int] = get_max_memory()
+    return {
+        where: int(MODEL_SHARE * size / models)
+        for where, size in free.items()
+        if device == "cuda" or where == "cpu"
+    }
 
 
 def set_threads(threads: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.lineage.record import code_digest, package_versions
-from paser.models.passes import FusedPass, context_length
-from paser.models.shards import Arrays, run_shards
+from paser.method.divergence import Divergences
+from paser.models.packing import device_of
+from paser.models.passes import FusedPass, context_length, head_of
+from paser.models.shards import Arrays, run_rows
 from paser.models.tokens import SampleEncoder
 from paser.progress import say, warn
 from paser.records import row_to_sample
@@ -43,15 +45,19 @@ class ModelSet:
         Raises ModelError where two vocabularies differ: their distributions cannot be compared.
         """
         from paser.models.loading import load_causal_lm
-        from paser.models.precision import choose_device, choose_dtype, set_threads
+        from paser.models.precision import choose_device, choose_dtype, memory_shares, set_threads
 
         runtime = settings.runtime
         device, threads = choose_device(runtime.device), set_threads(runtime.threads)
         dtype = choose_dtype(settings.model.precision, device, cache)
         first, *rest = paths
         tokenizer = shared_tokenizer(paths)
-        loaded = {name: load_causal_lm(path, dtype=dtype, device=device) for name, path in paths.items()}
-        widths = {name: int(model.get_output_embeddings().weight.shape[0]) for name, model in loaded.items()}
+        share = memory_shares(device, len(paths)) if runtime.device_map == "auto" else None
+        loaded = {
+            name: load_causal_lm(path, dtype=dtype, device=device, max_memory=share)
+            for name, path in paths.items()
+        }
+        widths = {name: next(head_of(model).parameters()).shape[0] for name, model in loaded.items()}
         if len({*widths.values()}) > 1:
             raise ModelError(
                 f"the models' vocabulary projections have different sizes: {widths}",
@@ -62,6 +68,11 @@ class ModelSet:
             say("  the tokenizer has no chat template: a plain instruction/response template is used")
         others = {name: loaded[name] for name in rest}
         return cls(loaded[first], others, encoder, str(dtype).removeprefix("torch."), threads)
+
+    def devices(self) -> list[str]:
+        """Where the models compute."""
+        modules = [m for model in (self.reference, *self.others.values()) for m in model.modules()]
+        return sorted({str(device_of(m)) for m in modules if any(True for _ in m.parameters(recurse=False))})
 
     def limit(self, max_tokens: int) -> int:
         """`max_tokens`, or less where a model's context is shorter."""
@@ -96,7 +107,7 @@ def fused_arrays(
     settings: ScoreSettings,
     cache: Cache,
 ) -> Arrays:
-    """`FusedPass` over rows of a pool table, in shards that survive a kill; arrays in row order."""
+    """`FusedPass` over rows of a pool table; arrays in row order. What `cache` holds is not run again."""
     limit = models.limit(settings.max_tokens)
     encoded = [models.encoder.encode(row_to_sample(dict(row)), limit) for row in rows]
     cut = sum(sample.cut for sample in encoded)
@@ -109,17 +120,22 @@ def fused_arrays(
         "batch_tokens": settings.batch_tokens,
         "temperature": settings.temperature,
         "precision": models.precision,
-        "device": str(models.reference.device),
+        "devices": models.devices(),
         "threads": models.threads,
         "template": models.encoder.template,
         "versions": package_versions(),
         "code": code_digest(CODE),
     }
 
-    def compute(positions: list[int]) -> Arrays:
-        return fused([encoded[p] for p in positions])
+    def compute(positions: list[int]) -> Iterator[tuple[list[int], Arrays]]:
+        if not fused.packed:
+            say("  these models cannot read several rows in one pass: each row has a pass of its own")
+        for done, arrays in fused.groups([encoded[p] for p in positions]):
+            yield [positions[p] for p in done], arrays
 
-    return run_shards(title, [str(row["row_id"]) for row in rows], determines, compute, cache)
+    row_ids = [str(row["row_id"]) for row in rows]
+    sizes = [sample.tokens for sample in encoded]
+    return run_rows(title, row_ids, determines, compute, cache, sizes)
 
 
 def score_rows(
@@ -134,7 +150,7 @@ def score_rows(
     return [
         {
             "row_id": row["row_id"],
-            "jsd": finite(arrays["jsd_pruned"][i]),
+            **{name: finite(arrays[f"{name}_pruned"][i]) for name in Divergences._fields},
             "loss_original": finite(arrays["loss"][i]),
             "loss_pruned": finite(arrays["loss_pruned"][i]),
             "prompt_tokens": int(arrays["prompt_tokens"][i]),

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from paser.method.budget import distance_from_uniform, policy_weights
 from paser.method.concepts import key_phrases
-from paser.method.efficiency import cluster_means, efficiency
-from paser.method.selection import Candidates, select
-from paser.selectors.protocol import ACCEPTED, REJECTED, Decided, ScoredRow, Selection
+from paser.method.efficiency import agreement, cluster_means, efficiency
+from paser.method.selection import REASONS, Candidates, Outcome, select
+from paser.selectors.protocol import DELTA_LOSS, ScoredPool, Selection, costs
 from paser.settings import SelectSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`ies`: efficiency of the usable rows. `cds`, `weights`: damage and share of the K clusters."""
+
+    ies: np.ndarray
+    cds: np.ndarray
+    weights: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -20,92 +32,118 @@ class PaserSelector:
 
     settings: SelectSettings
 
-    def __call__(self, rows: Sequence[ScoredRow], amount: int, unit: str) -> Selection:
-        import numpy as np
-
+    def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         settings = self.settings
-        jsd = np.array([np.nan if row.refusal else row.jsd for row in rows], dtype=float)
-        increase = np.array([np.nan if row.refusal else row.loss_increase for row in rows], dtype=float)
-        clusters = np.array([row.cluster for row in rows], dtype=np.int64)
-        ies = efficiency(
-            jsd,
-            np.array([row.prompt_tokens for row in rows]),
-            np.array([row.response_tokens for row in rows]),
-        )
-        count = int(clusters.max()) + 1 if len(rows) else 0
-        usable = [i for i, row in enumerate(rows) if row.refusal is None]
-        sizes = np.bincount(clusters[usable], minlength=count)
-        cds = cluster_means(jsd, clusters, count)
-        weights = policy_weights(
-            settings.policy, cds, sizes, cluster_means(increase, clusters, count), settings.gamma
-        )
-        outcome = select(
-            Candidates(
-                [rows[i].row_id for i in usable],
-                [rows[i].cluster for i in usable],
-                [float(ies[i]) for i in usable],
-                [rows[i].tokens if unit == "tokens" else 1 for i in usable],
-                [key_phrases(rows[i].text, settings.concepts, settings.phrase_words) for i in usable],
-            ),
-            amount,
-            weights,
-            cds,
-            strictness=settings.strictness,
-            on_shortfall=settings.on_shortfall,
-            floor=settings.floor,
-        )
-        ranks = _ranks(rows, ies.tolist(), usable)
-        decisions: list[Decided] = []
-        chosen = dict(zip(usable, outcome.decisions, strict=True))
-        for i, row in enumerate(rows):
-            if row.refusal:
-                decisions.append(Decided(REJECTED, *row.refusal))
-            else:
-                decision = chosen[i]
-                word = ACCEPTED if decision.accepted else REJECTED
-                decisions.append(Decided(word, decision.reason, decision.detail, float(ies[i]), ranks[i]))
-        considered = sum(d.accepted or d.reason == "conflict" for d in outcome.decisions)
-        accepted = Counter(rows[i].cluster for i in usable if chosen[i].accepted)
-        steps = Counter(
-            d.detail.split(";")[0].removeprefix("strictness ")
-            for d in outcome.decisions
-            if d.accepted and d.reason == "relaxed"
-        )
+        measured = measure(pool, settings)
+        outcome = decide(pool, measured, settings, amount, unit)
+        selection = _on_pool(pool, outcome, measured.ies)
         report = {
             "policy": settings.policy,
+            "divergence": pool.divergence,
+            "agreement": _agreement(pool),
+            "concepts": {"phrases": settings.concepts, "words": settings.phrase_words},
             "budget": amount,
             "unit": unit,
             "spent": sum(outcome.spent),
             "unspent": amount - sum(outcome.spent),
             "cause": outcome.cause,
             "distance_from_uniform": round(distance_from_uniform(outcome.allocated), 6),
-            "clusters": [
-                {
-                    "cluster": k,
-                    "rows": int((clusters == k).sum()),
-                    "cds": float(cds[k]),
-                    "share": float(weights[k]),
-                    "allocated": outcome.allocated[k],
-                    "spent": outcome.spent[k],
-                    "accepted": accepted[k],
-                }
-                for k in range(count)
-            ],
+            "clusters": _clusters(pool, selection, outcome, measured),
             "moves": [vars(move) for move in outcome.moves],
-            "rejected": dict(sorted(Counter(d.reason for d in decisions if d.decision == REJECTED).items())),
+            "rejected": selection.rejected,
             "conflicts": outcome.conflicts,
-            "rejected_share": round(outcome.conflicts / considered, 6) if considered else 0.0,
-            "relaxed": dict(sorted(steps.items(), reverse=True)),
-            "concepts_known": len(outcome.graph.introduced),
+            "rejected_share": round(outcome.conflicts / outcome.judged, 6) if outcome.judged else 0.0,
+            "relaxed": outcome.relaxed,
+            "concepts_known": len(outcome.graph),
         }
-        return Selection(decisions, report)
+        return replace(selection, report=report)
 
 
-def _ranks(rows: Sequence[ScoredRow], ies: Sequence[float], usable: Sequence[int]) -> dict[int, int]:
-    """Position of each usable row by efficiency in its cluster, 1 the first."""
-    ranks: dict[int, int] = {}
-    seen: Counter[int] = Counter()
-    for i in sorted(usable, key=lambda i: (-ies[i], rows[i].row_id)):
-        seen[rows[i].cluster] += 1
-        ranks[i] = seen[rows[i].cluster]
-    return ranks
+def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
+    """Efficiency, damage and budget shares (method.md, section 2) over the usable rows."""
+    import numpy as np
+
+    usable = pool.usable
+    damage, clusters = pool.damage[usable], pool.clusters[usable]
+    count = int(pool.clusters.max()) + 1 if len(pool) else 0
+    cds = cluster_means(damage, clusters, count)
+    increase = cluster_means(pool.divergences[DELTA_LOSS][usable], clusters, count)
+    sizes = np.bincount(clusters, minlength=count)
+    return Measured(
+        ies=efficiency(damage, pool.prompt_tokens[usable], pool.response_tokens[usable]),
+        cds=cds,
+        weights=policy_weights(settings.policy, cds, sizes, increase, settings.gamma),
+    )
+
+
+def decide(pool: ScoredPool, measured: Measured, settings: SelectSettings, amount: int, unit: str) -> Outcome:
+    """The algorithm (method.md, section 4) on the usable rows, in their order."""
+    usable = pool.usable
+
+    def concepts(positions: np.ndarray) -> list[tuple[str, ...]]:
+        texts = pool.texts(usable[positions])
+        return [key_phrases(text, settings.concepts, settings.phrase_words) for text in texts]
+
+    return select(
+        Candidates(
+            row_ids=[pool.row_ids[i] for i in usable.tolist()],
+            clusters=pool.clusters[usable],
+            ies=measured.ies,
+            cost=costs(pool, unit)[usable],
+            concepts=concepts,
+        ),
+        amount,
+        measured.weights,
+        measured.cds,
+        strictness=settings.strictness,
+        on_shortfall=settings.on_shortfall,
+        floor=settings.floor,
+    )
+
+
+def _on_pool(pool: ScoredPool, outcome: Outcome, ies: np.ndarray) -> Selection:
+    """The outcome on usable rows, with the refusals of the others."""
+    import numpy as np
+
+    usable = pool.usable
+    accepted, scores = np.zeros(len(pool), dtype=bool), np.full(len(pool), np.nan)
+    reasons, rank = pool.refusals.copy(), np.zeros(len(pool), dtype=np.int64)
+    accepted[usable], scores[usable], rank[usable] = outcome.accepted, ies, outcome.rank
+    reasons[usable] = np.array(REASONS, dtype=object)[outcome.reasons]
+
+    def detail(position: int) -> str:
+        if pool.refusals[position]:
+            return pool.refusal_detail(position)
+        return outcome.detail(int(np.searchsorted(usable, position)))
+
+    return Selection(accepted, reasons, detail, scores, rank)
+
+
+def _clusters(
+    pool: ScoredPool, selection: Selection, outcome: Outcome, measured: Measured
+) -> list[dict[str, Any]]:
+    """One entry a cluster; `visited`: 1 for the cluster that was visited first."""
+    rows = Counter(pool.clusters.tolist())
+    accepted = Counter(pool.clusters[selection.accepted].tolist())
+    return [
+        {
+            "cluster": k,
+            "rows": rows[k],
+            "cds": float(measured.cds[k]),
+            "share": float(measured.weights[k]),
+            "allocated": outcome.allocated[k],
+            "spent": outcome.spent[k],
+            "accepted": accepted[k],
+            "visited": outcome.visiting.index(k) + 1,
+        }
+        for k in range(len(measured.cds))
+    ]
+
+
+def _agreement(pool: ScoredPool) -> dict[str, Any]:
+    """How the divergences rank the usable rows for which all of them are known."""
+    import numpy as np
+
+    columns = {name: values[pool.usable] for name, values in pool.divergences.items()}
+    known = np.logical_and.reduce([np.isfinite(values) for values in columns.values()])
+    return agreement({name: values[known] for name, values in columns.items()})

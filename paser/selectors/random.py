@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paser.records import draw_key
-from paser.selectors.protocol import ACCEPTED, REJECTED, Decided, ScoredRow, Selection
+from paser.selectors.protocol import ScoredPool, Selection, costs
 
 
 @dataclass(frozen=True)
@@ -19,26 +18,30 @@ class RandomSelector:
 
     seed: int
 
-    def __call__(self, rows: Sequence[ScoredRow], amount: int, unit: str) -> Selection:
-        usable = [i for i, row in enumerate(rows) if row.refusal is None]
-        order = sorted(usable, key=lambda i: draw_key("random", self.seed, rows[i].row_id))
-        cost = {i: rows[i].tokens if unit == "tokens" else 1 for i in order}
-        taken: set[int] = set()
-        left = amount
-        for position, i in enumerate(order):
-            if cost[i] > left:
-                fitting = [j for j in order[position:] if cost[j] <= left]
-                if fitting:
-                    taken.add(max(fitting, key=lambda j: cost[j]))
-                break
-            taken.add(i)
-            left -= cost[i]
-        decisions = []
-        for i, row in enumerate(rows):
-            if row.refusal:
-                decisions.append(Decided(REJECTED, *row.refusal))
-            elif i in taken:
-                decisions.append(Decided(ACCEPTED, "selected"))
-            else:
-                decisions.append(Decided(REJECTED, "budget"))
-        return Selection(decisions, {"budget": amount, "unit": unit, "spent": sum(cost[i] for i in taken)})
+    def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
+        import numpy as np
+
+        drawn = (draw_key("random", self.seed, pool.row_ids[i]) for i in pool.usable.tolist())
+        keys = np.fromiter(drawn, dtype="S64", count=len(pool.usable))
+        order = pool.usable[np.argsort(keys, kind="stable")]
+        cost = costs(pool, unit)[order]
+        spent = np.cumsum(cost)
+        whole = int(np.searchsorted(spent, amount, side="right"))
+        left = amount - int(spent[whole - 1]) if whole else amount
+        fitting = np.where(cost[whole:] <= left, cost[whole:], 0)
+        if fitting.any():
+            last = whole + int(fitting.argmax())
+            left -= int(cost[last])
+            taken = np.append(order[:whole], order[last])
+        else:
+            taken = order[:whole]
+        reasons = np.where(pool.refusals == "", "budget", pool.refusals).astype(object)
+        reasons[taken] = "selected"
+        return Selection(
+            accepted=reasons == "selected",
+            reasons=reasons,
+            detail=lambda i: pool.refusal_detail(i) if pool.refusals[i] else "",
+            ies=np.full(len(pool), np.nan),
+            rank=np.zeros(len(pool), dtype=np.int64),
+            report={"budget": amount, "unit": unit, "spent": amount - left},
+        )

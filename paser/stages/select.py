@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from paser.artifacts import read_json, read_rows, write_json, write_jsonl, write_table
+from paser.artifacts import read_columns, read_json, write_batches, write_json, write_jsonl
 from paser.pool.build import read_sources
 from paser.progress import say, warn
-from paser.records import row_to_sample
-from paser.selectors.choose import (
-    choose,
-    contaminated,
-    decision_rows,
-    scored_rows,
-    summary,
+from paser.selectors.choose import choose, contaminated, summary
+from paser.selectors.tables import (
+    CLUSTER_COLUMNS,
+    OTHER_DIVERGENCES,
+    POOL_COLUMNS,
+    SCORE_COLUMNS,
+    decision_batches,
+    prompts,
+    scored_pool,
     training_rows,
 )
 from paser.stages.run import Context
@@ -19,22 +21,22 @@ from paser.stages.run import Context
 
 def run(context: Context) -> None:
     settings = context.settings
-    pool = read_rows(context.input("data/pool.parquet"), "pool")
-    clusters = read_rows(context.input("data/clusters.parquet"), "clusters")
-    scores = read_rows(context.input("data/scores.parquet"), "scores")
+    table = read_columns(context.input("data/pool.parquet"), POOL_COLUMNS)
+    clusters = read_columns(context.input("data/clusters.parquet"), CLUSTER_COLUMNS)
+    scores = read_columns(context.input("data/scores.parquet"), SCORE_COLUMNS, OTHER_DIVERGENCES)
     names = {c["cluster"]: c["name"] for c in read_json(context.input("data/clusters.json"))["clusters"]}
     evaluation = read_sources(context.input("data/sources/evaluation").parent, "evaluation")
     near = contaminated(
-        {row["row_id"]: row_to_sample(row).prompt for row in pool},
+        prompts(table),
         [sample.prompt for sample in evaluation],
         settings.pool.near_duplicate,
         settings.seed,
     )
-    rows = scored_rows(pool, clusters, scores, near)
-    selection, control, report = choose(rows, settings.select, settings.seed, names)
-    write_table(context.out("data/decisions.parquet"), "decisions", decision_rows(rows, selection))
-    write_jsonl(context.out("data/selected.jsonl"), training_rows(pool, rows, selection, settings.seed))
-    write_jsonl(context.out("data/control.jsonl"), training_rows(pool, rows, control, settings.seed))
+    pool = scored_pool(table, clusters, scores, near, settings.select.divergence)
+    selection, control, report = choose(pool, settings.select, settings.seed, names)
+    write_batches(context.out("data/decisions.parquet"), "decisions", decision_batches(pool, selection))
+    write_jsonl(context.out("data/selected.jsonl"), training_rows(table, pool, selection, settings.seed))
+    write_jsonl(context.out("data/control.jsonl"), training_rows(table, pool, control, settings.seed))
     write_json(context.out("data/budget.json"), report)
     context.note(rows=report["rows"], tokens=report["tokens"], unspent=report["unspent"])
     say(f"  {summary(report, len(pool))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,11 @@ from paser.models.loading import (
     save_causal_lm,
     vocabulary_mismatch,
 )
+from paser.models.passes import FusedPass
+from paser.models.precision import memory_shares
+from paser.models.tokens import SampleEncoder
 from paser.models.workload import ModelSet
+from paser.records import Sample
 from paser.settings import Settings
 from tests import tiny
 
@@ -70,6 +75,41 @@ def test_different_vocabularies_are_refused(llama: Path, tmp_path: Path) -> None
     assert vocabulary_mismatch(load_tokenizer(llama), load_tokenizer(llama)) is None
     with pytest.raises(ModelError, match="different vocabularies"):
         ModelSet.load({"original": llama, "pruned": other}, Settings(), Cache(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("share", [10.0, 0.9, 0.5, 0.1])
+def test_a_model_spread_over_memory_and_disk_gives_the_same_bits(
+    llama: Path, sparse_llama: Path, share: float
+) -> None:
+    plain = [load_causal_lm(path, dtype=torch.float32) for path in (llama, sparse_llama)]
+    room = int(share * sum(w.numel() * w.element_size() for w in plain[0].parameters()))
+    spread = [
+        load_causal_lm(path, dtype=torch.float32, max_memory={"cpu": room}) for path in (llama, sparse_llama)
+    ]
+    on_disk = any(weight.device.type == "meta" for weight in spread[0].parameters())
+    assert on_disk == (share < 1)
+    encoder = SampleEncoder(load_tokenizer(llama))
+    samples = [
+        encoder.encode(Sample("t", str(i), "MIT", r["instruction"], r["input"], r["output"]), 100)
+        for i, r in enumerate(tiny.rows(5))
+    ]
+    expected = FusedPass(plain[0], {"pruned": plain[1]}, 1.0, 256)(samples)
+    found = FusedPass(spread[0], {"pruned": spread[1]}, 1.0, 256)(samples)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def test_device_map_auto_gives_each_model_its_share_of_the_memory(llama: Path, tmp_path: Path) -> None:
+    assert memory_shares("cpu", 1)["cpu"] > 1.5 * memory_shares("cpu", 2)["cpu"] > 0
+    settings = Settings.model_validate({"runtime": {"device_map": "auto", "device": "cpu"}})
+    models = ModelSet.load({"original": llama, "pruned": llama}, settings, Cache(tmp_path))
+    assert models.devices() == ["cpu"]
+
+
+def test_a_gguf_file_is_not_spread_over_devices(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"model\.gguf[\s\S]*runtime\.device_map: none"):
+        load_causal_lm(tmp_path, dtype=torch.float32, max_memory={"cpu": 1000})
 
 
 def test_a_sample_is_cut_at_a_shorter_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

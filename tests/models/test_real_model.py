@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from paser.cache import Cache
 from paser.models.loading import load_causal_lm, load_tokenizer, save_causal_lm
+from paser.models.passes import FusedPass
 from paser.models.sparsity import measure
 from paser.models.tokens import SampleEncoder
 from paser.pruning.wanda import wanda
@@ -42,6 +44,28 @@ def test_the_saved_copy_equals_the_gguf_and_knows_where_an_answer_ends(gguf: Pat
     assert copied.eos_token == "<|im_end|>"
     ids = torch.tensor([encoded.prompt_ids])
     assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_a_real_row_in_bfloat16_keeps_its_bits_beside_any_others(gguf: Path, tmp_path: Path) -> None:
+    original, tokenizer = load_causal_lm(gguf, dtype=torch.bfloat16), load_tokenizer(gguf)
+    other = load_causal_lm(gguf, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            if name.endswith("down_proj.weight"):
+                weight[weight.abs() < weight.abs().float().quantile(0.3)] = 0.0
+    encoder = SampleEncoder(tokenizer)
+    samples = [
+        encoder.encode(Sample("t", str(i), "MIT", r["instruction"], r["input"], r["output"]), 256)
+        for i, r in enumerate(tiny.rows(24))
+    ]
+    fused = FusedPass(original, {"pruned": other}, 1.0, 512)
+    assert fused.packed
+    everyone = fused(samples)
+    assert everyone["jsd_pruned"].min() > 0
+    for some in ([5], [20, 3, 11, 4], list(range(23, -1, -1))):
+        found = fused([samples[i] for i in some])
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, everyone[name][some], err_msg=name)
 
 
 def test_two_of_four_pruning_leaves_exactly_that_pattern(gguf: Path, tmp_path: Path) -> None:

@@ -1,0 +1,213 @@
+"""Selection from 2.58 million scored rows (LaMini's size) at a budget of 4 %, from files to files.
+
+The rows are real texts: halves of two rows of `pool-large` joined, so that they are distinct and as long,
+as wordy and as repetitive as real ones. Clusters and scores are drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import ROOT, real_rows
+from benchmarks.measure import measured
+from paser.artifacts import read_columns, read_json, remove, staged, write_batches, write_json
+from paser.cache import Cache
+from paser.progress import progress, say
+from paser.records import row_id
+from paser.settings import load_settings
+
+ROWS = 2_580_000
+CLUSTERS = 16
+BUDGET, LARGE_BUDGET = "4%", "20%"
+SEED = 17
+TARGET_SECONDS, TARGET_GB = 300.0, 8.0
+BATCH = 1 << 17
+VERSION = 2
+
+
+def run(rows: int = ROWS) -> dict[str, Any]:
+    project = Cache.of(ROOT).entry("bench", f"scored-{VERSION}-{rows}")
+    if not project.exists():
+        say(f"writing {rows:,} scored rows")
+        measured("benchmarks.selection:write_project", folder=str(project), rows=rows)
+    found = {
+        budget: measured("benchmarks.selection:select_rows", folder=str(project), budget=budget)
+        for budget in (BUDGET, LARGE_BUDGET)
+    }
+    return {"rows": rows, "budgets": found, **read_json(project / "texts.json")}
+
+
+def select_rows(folder: str, budget: str) -> dict[str, Any]:
+    """The stage itself, on the files of a project, without hashing its inputs."""
+    from paser.stages import select
+    from paser.stages.graph import stage
+    from paser.stages.run import Context
+
+    project = Path(folder)
+    settings = load_settings(ROOT / "params.yaml")
+    chosen = settings.select.model_copy(update={"budget": budget})
+    settings = settings.model_copy(update={"select": chosen})
+    context = Context(project, stage("select"), settings, Cache.of(project))
+    start = time.perf_counter()
+    select.run(context)
+    seconds = time.perf_counter() - start
+    report = _facts(context)
+    for name in context.stage.outputs:
+        remove(context.out(name))
+    return {"seconds": seconds, **report}
+
+
+def _facts(context: Any) -> dict[str, Any]:
+    report = read_json(context.out("data/budget.json"))
+    decided = read_columns(context.out("data/decisions.parquet"), ["decision"])
+    kept = ("rows", "tokens", "unspent", "cause", "conflicts", "rejected_share", "relaxed", "concepts_known")
+    return {
+        **{name: report[name] for name in kept},
+        "decisions": len(decided),
+        "control": report["control"],
+        "visited": len(decided) - report["rejected"].get("budget", 0),
+        "written_gb": sum(_gigabytes(context.out(name)) for name in context.stage.outputs),
+    }
+
+
+def write_project(folder: str, rows: int) -> None:
+    """`pool.parquet`, `clusters.parquet`, `scores.parquet` and what else the stage reads."""
+    import numpy as np
+
+    draw = np.random.default_rng(SEED)
+    sizes = np.arange(CLUSTERS, 0, -1.0)
+    clusters = draw.choice(CLUSTERS, size=rows, p=sizes / sizes.sum())
+    damage = draw.gamma(4.0, 0.02, size=rows) * draw.uniform(0.5, 2.0, size=CLUSTERS)[clusters]
+    ids: list[str] = []
+    lengths: list[tuple[int, int]] = []
+    with staged(Path(folder)) as partial:
+        data = partial / "data"
+        write_batches(data / "pool.parquet", "pool", _texts(rows, ids, lengths))
+        write_batches(data / "clusters.parquet", "clusters", _clusters(ids, clusters))
+        write_batches(data / "scores.parquet", "scores", _scores(ids, lengths, damage, draw))
+        names = [{"cluster": k, "name": f"cluster {k}"} for k in range(CLUSTERS)]
+        write_json(data / "clusters.json", {"clusters": names})
+        write_json(data / "sources/evaluation/index.json", {"role": "evaluation", "sources": []})
+        characters = 4 * sum(x + y for x, y in lengths)
+        write_json(partial / "texts.json", {"text_gb": characters / 1e9})
+
+
+def _texts(rows: int, ids: list[str], lengths: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Batches of the pool; notes each row's id and its tokens (four characters each) on the way."""
+    made: set[str] = set()
+    batch: list[tuple[str, str, str]] = []
+    with progress("write", rows) as advance:
+        for prompt, answer in _pairs():
+            name = row_id(prompt, "", answer)
+            if name in made:
+                continue
+            made.add(name)
+            ids.append(name)
+            lengths.append((12 + len(prompt) // 4, 1 + len(answer) // 4))
+            batch.append((name, prompt, answer))
+            if len(batch) == BATCH or len(ids) == rows:
+                yield _pool_batch(batch, len(ids))
+                advance(len(batch))
+                batch.clear()
+            if len(ids) == rows:
+                return
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    """Prompts and answers of two rows joined at their middles; the second comes ever further on."""
+    real = [(f"{row['instruction']}\n\n{row['input']}".strip(), row["output"]) for row in real_rows()]
+    heads = [(_half(x, True), _half(y, True)) for x, y in real]
+    tails = [(_half(x, False), _half(y, False)) for x, y in real]
+    for step in range(1, len(real)):
+        for i, (prompt, answer) in enumerate(heads):
+            more, rest = tails[(i + step * 613) % len(real)]
+            yield f"{prompt} {more}".strip(), f"{answer} {rest}".strip()
+
+
+def _half(text: str, first: bool) -> str:
+    middle = text.rfind(" ", 0, len(text) // 2 + 1) + 1
+    return text[:middle].strip() if first else text[middle:].strip()
+
+
+def _pool_batch(batch: list[tuple[str, str, str]], end: int) -> dict[str, Any]:
+    size = len(batch)
+    numbers = range(end - size, end)
+    return {
+        "row_id": [name for name, _, _ in batch],
+        "source": ["joined"] * size,
+        "source_row": [str(number) for number in numbers],
+        "license": ["mixed"] * size,
+        "instruction": [prompt for _, prompt, _ in batch],
+        "input": [""] * size,
+        "output": [answer for _, _, answer in batch],
+        "label": [None] * size,
+        "benchmark": [None] * size,
+        "tokens": [(len(prompt) + len(answer)) // 4 for _, prompt, answer in batch],
+        "occurrences": [
+            [{"source": "joined", "source_row": str(number), "license": "mixed"}] for number in numbers
+        ],
+    }
+
+
+def _clusters(ids: list[str], clusters: Any) -> Iterator[dict[str, Any]]:
+    for begin in range(0, len(ids), BATCH):
+        part = ids[begin : begin + BATCH]
+        yield {
+            "row_id": part, "split": ["pool"] * len(part), "cluster": clusters[begin : begin + BATCH]
+        }  # fmt: skip
+
+
+def _scores(
+    ids: list[str], lengths: list[tuple[int, int]], damage: Any, draw: Any
+) -> Iterator[dict[str, Any]]:
+    from paser.records import schema
+
+    for begin in range(0, len(ids), BATCH):
+        part = ids[begin : begin + BATCH]
+        jsd = damage[begin : begin + BATCH].clip(max=0.69)
+        noise = draw.uniform(0.8, 1.2, size=(3, len(part)))
+        values = {
+            "row_id": part,
+            "jsd": jsd,
+            "kl": 5 * jsd * noise[0],
+            "reverse_kl": 4 * jsd * noise[1],
+            "loss_original": 1.5 * noise[2],
+            "loss_pruned": 1.5 * noise[2] + 3 * jsd * noise[1] - 0.1,
+            "prompt_tokens": [x for x, _ in lengths[begin : begin + BATCH]],
+            "response_tokens": [y for _, y in lengths[begin : begin + BATCH]],
+            "status": ["ok"] * len(part),
+        }
+        yield {name: values[name] for name in schema("scores").names}
+
+
+def _gigabytes(path: Path) -> float:
+    return path.stat().st_size / 1e9
+
+
+def render(result: dict[str, Any]) -> str:
+    lines = []
+    for budget, found in result["budgets"].items():
+        facts = found["result"]
+        fits = found["seconds"] <= TARGET_SECONDS and found["peak_gb"] <= TARGET_GB
+        target = ("met" if fits else "missed") if budget == BUDGET else ""
+        relaxed = ", ".join(f"{count:,} at {step}" for step, count in facts["relaxed"].items()) or "none"
+        lines.append(
+            f"| {budget} | {found['seconds']:.0f} s | {found['peak_gb']:.1f} GB | {target} | "
+            f"{facts['rows']:,} | {facts['visited']:,} | {facts['rejected_share']:.0%} | {relaxed} | "
+            f"{facts['unspent']:,} |"
+        )
+    return f"""## Selection
+
+{result["rows"]:,} scored rows ({result["text_gb"]:.1f} GB of texts, {CLUSTERS} clusters of uneven size), one process, the settings
+of `params.yaml`: reading the tables, concepts of the rows that are visited, the concept graph, the random
+control, and writing `decisions.parquet` with a row for every row of the pool, `selected.jsonl`,
+`control.jsonl` and `budget.json`. Target: a budget of {BUDGET} in at most {TARGET_SECONDS / 60:.0f} minutes and {TARGET_GB:.0f} GB. At {LARGE_BUDGET}
+the rows of some clusters run out.
+
+| budget | time | peak memory | target | rows selected | rows visited | of them refused at first | taken by relaxing strictness | rows of the budget unspent |
+|---|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""  # noqa: E501
