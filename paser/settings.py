@@ -88,7 +88,7 @@ class ClusterSettings(Group):
 class ScoreSettings(Group):
     temperature: Positive = 1.0
     max_tokens: Tokens = 256
-    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 512
+    batch_tokens: Annotated[int, Field(ge=16, le=10_000_000)] = 1024
 
     @model_validator(mode="after")
     def sample_fits_batch(self) -> Self:

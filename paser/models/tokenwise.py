@@ -7,6 +7,7 @@ there; a CPU's bytes must not depend on a compiler.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +62,7 @@ def _on_gpu(device: torch.device, temperature: float) -> Compare:
     import torch
 
     function = token_values
-    if device.type == "cuda" and torch.utils._triton.has_triton():
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
         function = torch.compile(token_values, dynamic=False)
 
     def run(logits: Sequence[torch.Tensor], targets: torch.Tensor, size: int) -> torch.Tensor:

@@ -70,7 +70,7 @@ def everyone(
     for seed in (0, 1):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(load_tokenizer(llama)), hidden_size=320, intermediate_size=960,
+            vocab_size=len(load_tokenizer(llama)), hidden_size=512, intermediate_size=1536,
             num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         )  # fmt: skip
         models.append(LlamaForCausalLM(config).to(request.param).eval())

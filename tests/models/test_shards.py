@@ -140,6 +140,7 @@ def test_adding_a_hundredth_of_the_rows_scores_just_these_and_gives_the_same_byt
     workload.score_rows(rows[:200], models, DIGESTS, Settings().score, cache)
     grown = workload.score_rows(rows, models, DIGESTS, Settings().score, cache)
     assert scored == [200, 2]
+    assert all(min(row["jsd"], row["kl"], row["reverse_kl"]) > 0 for row in grown)
     assert "200 of 202 rows are kept" in capsys.readouterr().err
     write_table(tmp_path / "grown.parquet", "scores", grown)
     write_table(
