@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SEEDS = (0, 1, 2)
-SIZES = (2_500, 10_000, 39_922)
+SIZES = (2_500, 10_000)
 AUTO = 0
 # Rows per cluster that HDBSCAN asks for at least, and K candidates of the rivals that need a number.
 HDBSCAN_SHARE = 100

@@ -100,18 +100,15 @@ def hidden_packed(model: PreTrainedModel, rows: Sequence[Tokens], capacity: int)
 
     ids = torch.zeros(1, capacity, dtype=torch.long)
     positions = torch.zeros_like(ids)
-    bounds, begin = [], 0
-    for row in rows:
-        end = begin + len(row)
-        ids[0, begin:end] = torch.tensor(list(row))
-        positions[0, begin:end] = torch.arange(len(row))
-        bounds.append((begin, end))
-        begin = end
+    lengths = [len(row) for row in rows]
+    size = sum(lengths)
+    ids[0, :size] = torch.tensor([token for row in rows for token in row])
+    positions[0, :size] = torch.cat([torch.arange(length) for length in lengths])
     device = device_of(model.get_input_embeddings())
     states: torch.Tensor = model.base_model(
-        input_ids=ids.to(device), position_ids=positions.to(device), row_bounds=bounds, use_cache=False
+        input_ids=ids.to(device), position_ids=positions.to(device), row_lengths=lengths, use_cache=False
     ).last_hidden_state
-    return states[0, :begin]
+    return states[0, :size]
 
 
 @contextlib.contextmanager
@@ -137,20 +134,29 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    row_bounds: Sequence[tuple[int, int]],
-    **options: Any,
+    row_lengths: Sequence[int],
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' own attention, called for each row; what lies behind the last row stays zero."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    """What transformers' `sdpa` attention does, for each row apart; behind the last row stands zero."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
 
-    shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-    output = query.new_zeros(shape)
-    for begin, end in row_bounds:
-        here = slice(begin, end)
-        output[:, here] = sdpa_attention_forward(
-            module, query[:, :, here], key[:, :, here], value[:, :, here], None, **options
-        )[0]
-    return output, None
+    if position_bias is not None:
+        raise ValueError("a position bias belongs to the whole sequence")
+    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    lengths = [*row_lengths, query.shape[2] - sum(row_lengths)]
+    *rows, rest = zip(*(torch.split(each, lengths, dim=2) for each in (query, key, value)), strict=True)
+    parts = [
+        scaled_dot_product_attention(
+            q, k, v, scale=scaling, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        ).transpose(1, 2)
+        for q, k, v in rows
+    ]
+    heads, width = query.shape[1], value.shape[3]
+    return torch.cat([*parts, query.new_zeros(len(query), rest[0].shape[2], heads, width)], dim=1), None
 
 
 def device_of(module: torch.nn.Module) -> torch.device:
