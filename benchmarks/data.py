@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 POOL = "pool-large.jsonl.gz"
-EMBED_CHUNK = 2000
 
 
 def bench_file(name: str) -> Path:
@@ -89,7 +88,8 @@ def embeddings(prompts: list[str], name: str) -> np.ndarray:
     """L2-normalised embeddings of `prompts` by the default encoder, float32, shape (n, 384)."""
     import numpy as np
 
-    from paser.models.encoder import load_encoder
+    from paser.models.encoder import embed, load_encoder
+    from paser.settings import EmbedSettings
 
     folder = fetched("encoder")
     digest = fingerprint([sha256_path(folder), prompts])
@@ -97,18 +97,11 @@ def embeddings(prompts: list[str], name: str) -> np.ndarray:
     if not target.exists():
         say(f"embedding {len(prompts)} prompts of {name}")
         encoder = load_encoder(folder)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         result = np.zeros((len(prompts), encoder.get_embedding_dimension() or 0), dtype=np.float32)
         with progress("embed", len(prompts)) as advance:
-            for begin in range(0, len(order), EMBED_CHUNK):
-                chunk = order[begin : begin + EMBED_CHUNK]
-                result[chunk] = encoder.encode(
-                    [prompts[i] for i in chunk],
-                    batch_size=64,
-                    normalize_embeddings=True,
-                    show_progress_bar=False,
-                )
-                advance(len(chunk))
+            for positions, vectors in embed(encoder, prompts, EmbedSettings().batch_tokens):
+                result[positions] = vectors
+                advance(len(positions))
         with staged(target) as partial, partial.open("wb") as stream:
             np.save(stream, result)
     return np.asarray(np.load(target))

@@ -1,5 +1,5 @@
-"""Capability clusters on manifold coordinates (method.md, section 1): symmetric NMF or k-means, the
-number of clusters by spectral gap, and how stable the result is under resampling.
+"""Capability clusters on a manifold (method.md, section 1): symmetric NMF or k-means, what tells good
+clusterings from bad ones (modularity, spectral gap, subsamples), and extension to other rows.
 """
 
 from __future__ import annotations
@@ -189,23 +189,30 @@ def _numbered(memberships: np.ndarray) -> Clustering:
 
 
 def assign(
-    memberships: np.ndarray, space: Manifold, new: np.ndarray, neighbours: int, search: str = "auto"
+    memberships: np.ndarray,
+    space: Manifold,
+    new: np.ndarray,
+    neighbours: int,
+    search: str = "auto",
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cluster of rows that were not clustered, shape (m,): out-of-sample extension.
+    """Cluster of rows that were not clustered: out-of-sample extension.
 
-    `new`: embeddings (m, width), read in blocks, so they may lie on disk. A row's membership is the mean
-    of its nearest rows' `memberships` (n, K), weighted by the graph's own kernel (the Nystroem formula,
-    applied to memberships in place of eigenvectors).
+    `new`: embeddings (m, width), read in blocks, so they may lie on disk; with `rows`, only those at these
+    positions. Shape (m,), or that of `rows`. A row's membership is the mean of its nearest rows'
+    `memberships` (n, K), weighted by the graph's own kernel (the Nystroem formula, applied to memberships
+    in place of eigenvectors).
     """
     import numpy as np
 
-    result = np.zeros(len(new), dtype=np.int64)
-    index = NeighbourIndex(space.points, search=search, queries=len(new))
-    for begin in range(0, len(new), EXTEND_ROWS):
-        rows = slice(begin, begin + EXTEND_ROWS)
-        distances, positions = index.of(space.place(new[rows]), neighbours)
+    rows = np.arange(len(new)) if rows is None else rows
+    result = np.zeros(len(rows), dtype=np.int64)
+    index = NeighbourIndex(space.points, search=search, queries=len(rows))
+    for begin in range(0, len(rows), EXTEND_ROWS):
+        block = slice(begin, begin + EXTEND_ROWS)
+        distances, positions = index.of(space.place(new[rows[block]]), neighbours)
         weights = affinity_to(space.graph, distances, positions)
-        result[rows] = np.einsum("ij,ijk->ik", weights, memberships[positions]).argmax(axis=1)
+        result[block] = np.einsum("ij,ijk->ik", weights, memberships[positions]).argmax(axis=1)
     return result
 
 

@@ -193,9 +193,13 @@ def _extended(embeddings: np.ndarray, drawn: np.ndarray, clustering: Clustering,
 
     if len(drawn) == len(embeddings):
         return clustering.labels
-    labels = assign(clustering.memberships, run.space, embeddings, run.neighbours, run.settings.search)
+    others = np.setdiff1d(np.arange(len(embeddings)), drawn)
+    labels = np.zeros(len(embeddings), dtype=np.int64)
     labels[drawn] = clustering.labels
-    return np.asarray(labels)
+    labels[others] = assign(
+        clustering.memberships, run.space, embeddings, run.neighbours, run.settings.search, others
+    )
+    return labels
 
 
 def _highest(scores: Mapping[int, float]) -> int:
