@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 LN2 = math.log(2.0)
-# Stands for 0 in quotients and logarithms whose factor is 0; float32 has all its digits above 1.2e-38.
+# Stands for 0 in quotients; float32 has all its digits above 1.2e-38.
 TINY = 1e-37
 
 
@@ -66,9 +66,12 @@ def compare(first: Distribution, second: Distribution) -> Divergences:
 
     Notes
     -----
-    With M = (P_1 + P_2) / 2, JSD = sum [P_1 log(P_1 / M) + P_2 log(P_2 / M)] / 2: the ratios lie between 0
-    and 2, so the logarithms carry no error of the size of log P. KL takes log P_1 - log P_2 from the
-    logits, so a probability that underflows does no harm.
+    With a and b the larger and the smaller of P_1 and P_2 at a token, and r = |log P_1 - log P_2| there,
+
+        JSD = sum [(a + b) log(2 a / (a + b)) - b r] / 2
+
+    because log(2 b / (a + b)) is the other logarithm less r. No term is negative, the logarithm lies between 0
+    and log 2, and r comes from the logits, as in both KL, so a probability that underflows does no harm.
     """
     import torch
 
@@ -78,9 +81,10 @@ def compare(first: Distribution, second: Distribution) -> Divergences:
     product = p * log_ratio
     kl = product.sum(-1)
     reverse = -torch.mul(q, log_ratio, out=product).sum(-1)
-    middle = torch.lerp(p, q, 0.5, out=log_ratio).clamp_(min=TINY)
-    jsd = torch.div(p, middle, out=product).clamp_(min=TINY).log_().mul_(p).sum(-1)
-    jsd = (jsd + torch.div(q, middle, out=product).clamp_(min=TINY).log_().mul_(q).sum(-1)) / 2
+    both = (p + q).clamp_(min=TINY)
+    terms = torch.maximum(p, q).div_(both).mul_(2.0).clamp_(min=1.0).log_().mul_(both)
+    smaller = torch.minimum(p, q, out=product)
+    jsd = terms.sub_(smaller.mul_(log_ratio.abs_())).sum(-1) / 2
     hidden = 0.0 * (kl + reverse)  # NaN where a logit is infinite, also where its probability is 0
     return Divergences(
         (jsd + hidden).clamp(0.0, LN2), (kl + hidden).clamp(min=0.0), (reverse + hidden).clamp(min=0.0)
