@@ -6,6 +6,7 @@ Digits are kept, because two sums that differ in one number are two samples.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +28,19 @@ def words(text: str) -> list[str]:
     return [word.strip(_EDGES) or word for word in text.casefold().split()]
 
 
+def grams(text: str) -> list[str]:
+    """The word 5-grams in their order, with repetitions; a shorter text is one gram, whole."""
+    parts = words(text)
+    return [" ".join(parts[i : i + SHINGLE_WORDS]) for i in range(max(len(parts) - SHINGLE_WORDS + 1, 1))]
+
+
 def shingles(text: str) -> Shingles:
-    """64-bit digests of the distinct word 5-grams, sorted; a shorter text is one shingle, whole."""
+    """64-bit digests of the distinct `grams`, sorted."""
     import numpy as np
 
-    parts = words(text)
-    grams = {" ".join(parts[i : i + SHINGLE_WORDS]) for i in range(max(len(parts) - SHINGLE_WORDS + 1, 1))}
     digests = (
-        int.from_bytes(hashlib.blake2b(gram.encode("utf-8"), digest_size=8).digest(), "big") for gram in grams
+        int.from_bytes(hashlib.blake2b(gram.encode("utf-8"), digest_size=8).digest(), "big")
+        for gram in {*grams(text)}
     )
     return np.unique(np.fromiter(digests, dtype=np.uint64))
 
@@ -45,6 +51,24 @@ def jaccard(first: Shingles, second: Shingles) -> float:
 
     shared = np.intersect1d(first, second, assume_unique=True).size
     return float(shared / (first.size + second.size - shared))
+
+
+def surely_far(text: str, known: Set[str], threshold: float) -> bool:
+    """Whether no text whose grams are all in `known` can be near `text` at this similarity (0 to 1).
+
+    A near text has at least the share `threshold` of the grams of `text`. So of n grams the first few that
+    are missing in `known`, more than (1 - threshold) n, decide, and most texts are told by those.
+    """
+    found = grams(text)
+    most = (1 - threshold) * len(found) + 1e-9
+    missing: set[str] = set()
+    for gram in found:
+        if gram in known:
+            return False
+        missing.add(gram)
+        if len(missing) > most:
+            return True
+    return False
 
 
 def bands(threshold: float) -> tuple[int, int]:

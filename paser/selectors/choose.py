@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paser.errors import StageError
-from paser.pool.dedup import NearIndex
+from paser.pool.dedup import NearIndex, grams, surely_far
 from paser.selectors.damage import PaserSelector
 from paser.selectors.protocol import ScoredPool, Selection, resolve_budget
 from paser.selectors.random import RandomSelector
@@ -28,9 +28,10 @@ def contaminated(
     index = NearIndex(threshold, seed)
     for number, prompt in enumerate(evaluation):
         index.add(str(number), prompt)
+    known = {gram for prompt in evaluation for gram in grams(prompt)}
     found = {}
     for position, prompt in enumerate(prompts):
-        if near := index.query(prompt):
+        if not surely_far(prompt, known, threshold) and (near := index.query(prompt)):
             found[position] = repr(evaluation[int(near[0])][:80])
     return found
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from paser.pool.dedup import NearIndex, bands, jaccard, shingles, words
+from paser.pool.dedup import NearIndex, bands, grams, jaccard, shingles, surely_far, words
 
 TEXT = " ".join(f"word{i}" for i in range(40))
 
@@ -79,3 +79,20 @@ def test_the_answer_does_not_depend_on_the_seed() -> None:
             index.add(str(changes), edited(TEXT, changes))
         answers.append(index.query(TEXT))
     assert answers[0] == answers[1] == answers[2] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.65, 0.8, 0.95, 1.0])
+def test_no_near_text_is_called_surely_far_and_most_others_are(threshold: float) -> None:
+    rng = random.Random(7)
+    texts = [" ".join(f"w{rng.randrange(4)}" for _ in range(rng.randint(1, 24))) for _ in range(150)]
+    texts += [edited(TEXT, changes) for changes in range(1, 20)] + [TEXT]
+    near = 0
+    for known in texts[::3]:
+        for text in texts:
+            if jaccard(shingles(text), shingles(known)) >= threshold:
+                near += 1
+                assert not surely_far(text, {*grams(known)}, threshold), (text, known)
+    assert near > 50
+    unrelated = " ".join(f"else{i}" for i in range(40))
+    assert surely_far(unrelated, {*grams(TEXT)}, threshold)
+    assert surely_far("word1", {*grams(TEXT)}, threshold)
