@@ -22,21 +22,17 @@ MOST_RESEEDS = 5
 STABILITY_SHARE = 0.9
 STABILITY_ROWS = 10_000
 RESTARTS = 8
+SWEEPS = 30
 EXTEND_ROWS = 20_000
 ALGORITHMS = ("nmf", "kmeans")
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """`labels`: (n,) numbered 0 .. K-1 by falling size, ties by the smallest row; `memberships`:
-    (n, K), rows sum to 1."""
+    """`labels`: (n,) numbered 0 .. `count` - 1 by falling size, ties by the smallest row."""
 
     labels: np.ndarray
-    memberships: np.ndarray
-
-    @property
-    def count(self) -> int:
-        return int(self.memberships.shape[1])
+    count: int
 
 
 @dataclass(frozen=True)
@@ -140,11 +136,48 @@ def modularity(affinity: sparse.csr_matrix, labels: np.ndarray) -> float:
     return inside / total - float(((member.T @ degree / total) ** 2).sum())
 
 
+def refined(affinity: sparse.csr_matrix, labels: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """Labels after moves of single rows to the cluster that raises modularity most, and their modularity.
+
+    The local moves of Blondel et al. (2008) at a fixed number of clusters, in sweeps: in each, half of the
+    rows that would gain move together. The sweep with the highest modularity is returned, so it never falls.
+    """
+    import numpy as np
+
+    total = float(affinity.sum())
+    if not total:
+        return labels, 0.0
+    rng = np.random.default_rng(seed)
+    rows = np.arange(len(labels))
+    degree = np.asarray(affinity.sum(axis=1)).ravel()
+    links = affinity @ np.eye(int(labels.max()) + 1)[labels]
+    best, highest = labels, -np.inf
+    for _ in range(SWEEPS):
+        volume = np.bincount(labels, weights=degree, minlength=links.shape[1])
+        found = float(links[rows, labels].sum()) / total - float(((volume / total) ** 2).sum())
+        if found > highest:
+            best, highest = labels, found
+        gain = links - degree[:, None] * (volume / total)
+        gain[rows, labels] += degree**2 / total  # a row is no company to itself
+        wanted = gain.argmax(axis=1)
+        if (wanted == labels).all():
+            break
+        moving = np.flatnonzero((wanted != labels) & (rng.random(len(labels)) < 0.5))
+        change = np.zeros((len(moving), links.shape[1]))
+        change[np.arange(len(moving)), wanted[moving]] = 1.0
+        change[np.arange(len(moving)), labels[moving]] = -1.0
+        links = links + affinity[moving].T @ change
+        labels = labels.copy()
+        labels[moving] = wanted[moving]
+    return best, highest
+
+
 def cluster(algorithm: str, space: Manifold, k: int, seed: int, restarts: int = RESTARTS) -> Clustering:
     """`k` clusters (fewer if some stay empty) by `nmf` or `kmeans`.
 
     k-means works on the coordinates, with `restarts` starts, the best by inertia. The factorisation works
-    on the manifold's graph, from the labels of each of these starts; the best by modularity is kept.
+    on the manifold's graph, from the labels of each of these starts, and is refined there; the best by
+    modularity is kept.
     """
     import numpy as np
     from sklearn.cluster import KMeans
@@ -159,37 +192,35 @@ def cluster(algorithm: str, space: Manifold, k: int, seed: int, restarts: int = 
     if algorithm not in ALGORITHMS:
         raise PaserError(f"unknown clustering {algorithm!r}", remedy="nmf or kmeans")
     if k == 1:
-        return Clustering(np.zeros(count, dtype=np.int64), np.ones((count, 1)))
+        return Clustering(np.zeros(count, dtype=np.int64), 1)
     distinct = min(k, len(np.unique(coordinates, axis=0)))
     if algorithm == "kmeans" or count < 4:
-        labels = KMeans(distinct, n_init=restarts, random_state=seed).fit(coordinates).labels_
-        return _numbered(np.eye(int(labels.max()) + 1)[labels])
+        return _numbered(KMeans(distinct, n_init=restarts, random_state=seed).fit(coordinates).labels_)
     best, highest = None, -np.inf
+    affinity = space.graph.affinity
     for start in range(restarts):
         fitted = KMeans(distinct, n_init=1, random_state=seed + start).fit(coordinates)
-        factor = symmetric_nmf(space.graph.affinity, fitted.labels_, seed + start)
-        found = modularity(space.graph.affinity, factor.argmax(axis=1))
+        factor = symmetric_nmf(affinity, fitted.labels_, seed + start)
+        labels, found = refined(affinity, factor.argmax(axis=1), seed + start)
         if found > highest:
-            best, highest = factor, found
+            best, highest = labels, found
     assert best is not None
-    sums = best.sum(axis=1, keepdims=True)
-    return _numbered(np.where(sums > 0, best / np.maximum(sums, 1e-300), 1 / best.shape[1]))
+    return _numbered(best)
 
 
-def _numbered(memberships: np.ndarray) -> Clustering:
+def _numbered(labels: np.ndarray) -> Clustering:
     """Numbers clusters by falling size, ties by the smallest row; drops empty ones."""
     import numpy as np
 
-    labels = memberships.argmax(axis=1)
-    found, first, sizes = np.unique(labels, return_index=True, return_counts=True)
-    order = sorted(range(len(found)), key=lambda i: (-sizes[i], first[i]))
-    kept = memberships[:, found[order]]
-    kept = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-300)
-    return Clustering(kept.argmax(axis=1).astype(np.int64), kept)
+    found, first, inverse, sizes = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True
+    )
+    place = np.argsort(np.lexsort((first, -sizes)))
+    return Clustering(place[inverse].astype(np.int64), len(found))
 
 
 def assign(
-    memberships: np.ndarray,
+    clustering: Clustering,
     space: Manifold,
     new: np.ndarray,
     neighbours: int,
@@ -199,9 +230,8 @@ def assign(
     """Cluster of rows that were not clustered: out-of-sample extension.
 
     `new`: embeddings (m, width), read in blocks, so they may lie on disk; with `rows`, only those at these
-    positions. Shape (m,), or that of `rows`. A row's membership is the mean of its nearest rows'
-    `memberships` (n, K), weighted by the graph's own kernel (the Nystroem formula, applied to memberships
-    in place of eigenvectors).
+    positions. Shape (m,), or that of `rows`. A row joins the cluster to which its nearest rows are tied most
+    by the graph's own kernel (the Nystroem formula, applied to clusters in place of eigenvectors).
     """
     import numpy as np
 
@@ -212,7 +242,10 @@ def assign(
         block = slice(begin, begin + EXTEND_ROWS)
         distances, positions = index.of(space.place(new[rows[block]]), neighbours)
         weights = affinity_to(space.graph, distances, positions)
-        result[block] = np.einsum("ij,ijk->ik", weights, memberships[positions]).argmax(axis=1)
+        # One bin for each pair of row and cluster.
+        cells = np.arange(len(positions))[:, None] * clustering.count + clustering.labels[positions]
+        ties = np.bincount(cells.ravel(), weights.ravel(), len(positions) * clustering.count)
+        result[block] = ties.reshape(len(positions), clustering.count).argmax(axis=1)
     return result
 
 

@@ -70,8 +70,8 @@ def compare(first: Distribution, second: Distribution) -> Divergences:
 
         JSD = sum [(a + b) log(2 a / (a + b)) - b r] / 2
 
-    because log(2 b / (a + b)) is the other logarithm less r. No term is negative, the logarithm lies between 0
-    and log 2, and r comes from the logits, as in both KL, so a probability that underflows does no harm.
+    because log(2 b / (a + b)) is the other logarithm less r. No term is negative, the logarithm lies between
+    0 and log 2, and r comes from the logits, as in both KL, so a probability that underflows does no harm.
     """
     import torch
 

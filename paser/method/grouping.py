@@ -29,6 +29,9 @@ LANDMARKS = 20_000
 # stable ones, so the rule takes the largest K that is (as prediction strength does, Tibshirani and Walther
 # 2005), or the most stable one when none is.
 STABLE = 0.9
+# Modularity hardly tells one more small cluster (Fortunato and Barthelemy 2007): of the numbers of clusters
+# whose modularity lies this share below the highest or less, the largest is taken.
+LEVEL = 0.005
 # Pools of fewer rows have no measure of stability.
 STABILITY_FROM = 20
 _SCAN_RESTARTS = 2
@@ -168,7 +171,7 @@ def group(
     choice = run.choose()
     clustering = cluster(settings.algorithm, run.space, choice.k, seed)
     labels = _extended(embeddings, drawn, clustering, run)
-    new_labels = assign(clustering.memberships, run.space, new, run.neighbours, settings.search)
+    new_labels = assign(clustering, run.space, new, run.neighbours, settings.search)
     order = np.argsort(-np.bincount(labels, minlength=clustering.count), kind="stable")
     place = np.argsort(order)
     labels, new_labels = place[labels], place[new_labels]
@@ -196,9 +199,7 @@ def _extended(embeddings: np.ndarray, drawn: np.ndarray, clustering: Clustering,
     others = np.setdiff1d(np.arange(len(embeddings)), drawn)
     labels = np.zeros(len(embeddings), dtype=np.int64)
     labels[drawn] = clustering.labels
-    labels[others] = assign(
-        clustering.memberships, run.space, embeddings, run.neighbours, run.settings.search, others
-    )
+    labels[others] = assign(clustering, run.space, embeddings, run.neighbours, run.settings.search, others)
     return labels
 
 
@@ -275,14 +276,20 @@ class _Run:
             scores = {k: self._mean_stability(k) for k in candidates}
             stable = [k for k in candidates if scores[k] >= STABLE]
             return Choice(max(stable) if stable else _highest(scores), "stability", scores, gap)
-        scores = {k: self._modularity(k) for k in candidates}
-        return Choice(_highest(scores), "modularity", scores, gap)
+        scores = {}
+        for k in candidates:
+            reached, value = self._modularity(k)
+            scores[reached] = max(value, scores.get(reached, value))
+        highest = max(scores.values())
+        enough = highest - LEVEL * abs(highest)
+        return Choice(max(k for k in scores if scores[k] >= enough), "modularity", scores, gap)
 
     def _mean_stability(self, k: int) -> float:
         labels = cluster(self.settings.algorithm, self.space, k, self.seed, _SCAN_RESTARTS).labels
         found = self.stability(k, labels)
         return sum(found) / len(found)
 
-    def _modularity(self, k: int) -> float:
-        labels = cluster(self.settings.algorithm, self.space, k, self.seed, _SCAN_RESTARTS).labels
-        return modularity(self.space.graph.affinity, labels)
+    def _modularity(self, k: int) -> tuple[int, float]:
+        """How many clusters come out when `k` are asked for, and their modularity."""
+        found = cluster(self.settings.algorithm, self.space, k, self.seed, _SCAN_RESTARTS)
+        return found.count, modularity(self.space.graph.affinity, found.labels)
