@@ -259,8 +259,8 @@ def render(result: dict[str, Any]) -> str:
         "k-means and SpectralClustering, HDBSCAN's own with a hundredth of the rows as the smallest "
         "cluster). HDBSCAN's noise goes to the nearest cluster's centre; at a given K its smallest cluster "
         "is the size out of five that comes nearest to that K. Defaults were chosen on one half of the rows, "
-        "these are the others; of 39,922 rows all are clustered, and these judged. `default` is the pool of `make demo`. Seconds are without imports and "
-        "compilation.\n",
+        "these are the others; of 39,922 rows all are clustered, and these judged. `default` is the pool of "
+        "`make demo`. Seconds are without imports and compilation.\n",
     ]
     for (data, size), part in frame.groupby(["data", "size"], sort=False):
         lines.append(f"### {data}, {size:,} rows\n")
