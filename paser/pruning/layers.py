@@ -38,9 +38,9 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     missed = [(name, weight) for name, weight in matrices if id(weight) not in ours]
     total = sum(weight.numel() for _, weight in matrices)
     if not layers or sum(weight.numel() for _, weight in missed) > (1 - REACHED) * total:
-        where = f"{missed[0][0]} first" if missed else "it has none"
+        largest = max(missed, key=lambda named: named[1].numel(), default=("no matrix", None))[0]
         raise StageError(
-            f"{type(model).__name__} keeps its weights outside of linear layers: {where}",
+            f"{type(model).__name__} keeps most of its weights outside of linear layers, as {largest}",
             remedy="this scheme prunes torch.nn.Linear only; prune the model with another tool and name "
             "it in prune.external",
         )

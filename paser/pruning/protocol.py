@@ -70,9 +70,20 @@ class Scheme:
 
 def schemes() -> dict[str, Scheme]:
     """The schemes that `prune.scheme` may name, as `paser.settings.PRUNE_OPTIONS` lists them."""
+    from paser.pruning.gblm import gblm
+    from paser.pruning.magnitude import global_magnitude, magnitude
+    from paser.pruning.random import random
+    from paser.pruning.sparsegpt import sparsegpt
     from paser.pruning.wanda import wanda
 
-    return {"wanda": Scheme("unstructured", wanda, patterns=True)}
+    return {
+        "wanda": Scheme("unstructured", wanda, patterns=True),
+        "sparsegpt": Scheme("unstructured", sparsegpt, patterns=True),
+        "magnitude": Scheme("unstructured", magnitude, patterns=True),
+        "global-magnitude": Scheme("unstructured", global_magnitude),
+        "random": Scheme("unstructured", random, patterns=True),
+        "gblm": Scheme("unstructured", gblm, patterns=True),
+    }
 
 
 def scheme(name: str) -> Scheme:
