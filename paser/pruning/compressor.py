@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from paser.errors import StageError
 from paser.models.tokens import Encoded
 from paser.progress import Advance, progress
 from paser.pruning.calibration import finite_inputs, token_ids
-from paser.pruning.layers import linear_layers
+from paser.pruning.layers import linear_layers, other_linear_layers
 from paser.settings import NM_PATTERNS, PruneSettings
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def mask_structure(settings: PruneSettings) -> str:
     """`prune.pattern` in llm-compressor's words: zeros of each block, `0:0` for none."""
     kept, block = NM_PATTERNS.get(settings.pattern, (0, 0))
     return f"{block - kept}:{block}"
+
+
+def ignored(model: PreTrainedModel) -> list[str]:
+    """The layers that stay as they are, as llm-compressor's patterns (it adds a dot to names)."""
+    return [f"re:{re.escape(name)}\\.?$" for name in other_linear_layers(model)]
 
 
 def oneshot(model: PreTrainedModel, samples: list[Encoded], modifier: Any, name: str) -> None:

@@ -15,7 +15,7 @@ from paser.models.tokens import Encoded
 from paser.progress import progress
 from paser.pruning import masks
 from paser.pruning.calibration import finite_inputs, token_ids, usable
-from paser.pruning.compressor import mask_structure, oneshot, quiet
+from paser.pruning.compressor import ignored, mask_structure, oneshot, quiet
 from paser.pruning.layers import check_blocks, linear_layers
 from paser.pruning.protocol import PrunedModel, PruningReport
 from paser.settings import GblmOptions, PruneSettings
@@ -42,7 +42,7 @@ def gblm(
     if settings.sparsity > 0:
         norms = gradient_norms(model, layers, samples)
         with quiet():
-            oneshot(model, samples, _modifier(layers, norms, alpha, settings), "gblm")
+            oneshot(model, samples, _modifier(model, layers, norms, alpha, settings), "gblm")
     tokens = sum(sample.tokens for sample in samples)
     return PrunedModel(model, PruningReport("gblm", len(samples), tokens))
 
@@ -115,6 +115,7 @@ def _loss(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _modifier(
+    model: PreTrainedModel,
     layers: Mapping[str, torch.nn.Linear],
     norms: Mapping[str, torch.Tensor],
     alpha: float,
@@ -135,5 +136,5 @@ def _modifier(
                 del counted[layer]
 
     return GblmPruningModifier(
-        sparsity=settings.sparsity, mask_structure=mask_structure(settings), ignore=["re:.*lm_head"]
+        sparsity=settings.sparsity, mask_structure=mask_structure(settings), ignore=ignored(model)
     )

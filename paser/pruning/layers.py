@@ -33,6 +33,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
         if isinstance(module, torch.nn.Linear) and not any(module is other for other in apart)
     }
     ours = {id(layer.weight) for layer in layers.values()}
+    apart += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     skipped = {id(p) for module in apart if module is not None for p in module.parameters()}
     matrices = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2 and id(p) not in skipped]
     missed = [(name, weight) for name, weight in matrices if id(weight) not in ours]
@@ -45,6 +46,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
             "it in prune.external",
         )
     return layers
+
+
+def other_linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that are not pruned: the vocabulary projection, whatever it is called."""
+    import torch
+
+    ours = linear_layers(model)
+    return [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in ours]
 
 
 def check_blocks(layers: dict[str, torch.nn.Linear], settings: PruneSettings) -> None:

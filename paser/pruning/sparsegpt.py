@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from paser.models.tokens import Encoded
 from paser.pruning.calibration import usable
-from paser.pruning.compressor import mask_structure, oneshot, quiet
+from paser.pruning.compressor import ignored, mask_structure, oneshot, quiet
 from paser.pruning.layers import check_blocks, linear_layers
 from paser.pruning.protocol import PrunedModel, PruningReport
 from paser.settings import PruneSettings, SparseGptOptions
@@ -42,7 +42,7 @@ def sparsegpt(
                 mask_structure=mask_structure(settings),
                 block_size=options.block_size,
                 dampening_frac=options.dampening,
-                ignore=["re:.*lm_head"],
+                ignore=ignored(model),
             )
             oneshot(model, samples, modifier, "sparsegpt")
     tokens = sum(sample.tokens for sample in samples)

@@ -137,3 +137,20 @@ def test_a_covariance_that_cannot_be_inverted_is_no_silent_fallback(
     monkeypatch.setattr(torch.linalg, "cholesky", singular)
     with pytest.raises(StageError, match="Failed to invert hessian"):
         prune(load(llama), ENOUGH, PruneSettings(scheme="sparsegpt"), 17)
+
+
+@pytest.mark.parametrize("scheme", ["wanda", "sparsegpt", "gblm"])
+def test_a_vocabulary_projection_of_another_name_is_left_alone(scheme: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=256, tie_word_embeddings=False,
+    )  # fmt: skip
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    before = model.get_output_embeddings().weight.detach().clone()
+    prune(model, ENOUGH, PruneSettings(scheme=scheme), 17)
+    assert torch.equal(model.get_output_embeddings().weight, before)
+    assert all(float((layer.weight == 0).float().mean()) > 0.49 for layer in linear_layers(model).values())
