@@ -110,9 +110,9 @@ def load_causal_lm(
     """A causal language model in evaluation mode, all weights in `dtype` on `device`.
 
     Reads a Hugging Face folder with safetensors, also one whose layers have other shapes than config.json
-    says (see `shapes`), or a folder with one GGUF file, which is dequantised. With `max_memory` (bytes of each
-    device, see `precision.memory_shares`) accelerate spreads the model over these devices, and the disk, in
-    place of `device`. Raises ModelError when a tensor is missing, has no place, or layers do not fit together.
+    says (see `shapes`), or a folder with one GGUF file, which is dequantised. With `max_memory` (bytes of
+    each device, see `precision.memory_shares`) accelerate spreads the model over these devices, and the disk,
+    in place of `device`. Raises ModelError when a tensor is missing or layers do not fit together.
     """
     quiet_transformers()
     from safetensors import SafetensorError

@@ -125,14 +125,15 @@ def resize(layer: torch.nn.Linear, rows: int, columns: int, *, bias: bool) -> No
     weight = layer.weight
     layer.out_features, layer.in_features = rows, columns
     layer.weight = torch.nn.Parameter(weight.new_empty(rows, columns), weight.requires_grad)
-    layer.bias = torch.nn.Parameter(weight.new_empty(rows), weight.requires_grad) if bias else None
+    unset = torch.nn.Parameter(weight.new_empty(rows), weight.requires_grad) if bias else None
+    layer.register_parameter("bias", unset)
 
 
 def fit(model: PreTrainedModel, shapes: Shapes, origin: str) -> bool:
     """Gives each linear layer of `model` the shape, and the bias, that `shapes` has for it.
 
-    Returns whether any had another. Raises ModelError where another tensor has an unexpected shape, or layers do not fit together; `origin`
-    names the model in it.
+    Returns whether any had another. Raises ModelError where another tensor has an unexpected shape, or layers
+    do not fit together; `origin` names the model in it.
     """
     import torch
 
@@ -169,8 +170,8 @@ def find(shapes: Shapes, model: PreTrainedModel, name: str) -> tuple[int, ...] |
 def _misshapen(origin: str, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> ModelError:
     return ModelError(
         f"{origin}: tensor {name} has the shape {list(found)}, config.json means {list(expected)}",
-        remedy="only linear layers may differ from config.json: correct config.json (vocab_size, hidden_size) "
-        "or save the model with the tool that pruned it in a format that transformers loads",
+        remedy="only linear layers may differ from config.json: correct config.json (vocab_size, "
+        "hidden_size), or save the model with the tool that pruned it in a format that transformers loads",
     )
 
 

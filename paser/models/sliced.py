@@ -47,17 +47,16 @@ def unit_norm() -> type[torch.nn.Module]:
     return UnitNorm
 
 
-@functools.cache
 def sliced_block(base: type[Any]) -> type[Any]:
     """A decoder block like `base`, by its name, that turns the residual with its two shortcut matrices."""
-    import torch
 
     class SlicedBlock(base):  # type: ignore[misc]
         def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             attended = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)[0]
             between = hidden_states @ self.attn_shortcut_Q + attended
-            fed: torch.Tensor = self.mlp(self.post_attention_layernorm(between))
-            return between @ self.mlp_shortcut_Q + fed
+            fed = self.mlp(self.post_attention_layernorm(between))
+            after: torch.Tensor = between @ self.mlp_shortcut_Q + fed
+            return after
 
     for name in ("__name__", "__qualname__", "__module__"):
         setattr(SlicedBlock, name, getattr(base, name))
@@ -84,9 +83,9 @@ def to_sliced(model: PreTrainedModel) -> None:
     check_family(model)
     anything: Any = model
     decoder, width = anything.model, int(model.config.hidden_size)
-    norm = unit_norm()
+    norm, kind = unit_norm(), sliced_block(type(decoder.layers[0]))
     for block in decoder.layers:
-        block.__class__ = sliced_block(type(block))
+        block.__class__ = kind
         for name in ("input_layernorm", "post_attention_layernorm"):
             setattr(block, name, norm(width, getattr(block, name).variance_epsilon))
         for name in (ATTENTION_SHORTCUT, MLP_SHORTCUT):

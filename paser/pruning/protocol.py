@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # unstructured: zeros in matrices of the same shape. structured: narrower layers. depth: fewer blocks.
-Kind = Literal["unstructured", "structured", "depth"]
+# sliced: a narrower residual stream, with shortcut matrices.
+Kind = Literal["unstructured", "structured", "depth", "sliced"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,21 @@ class Scheme:
 
 def schemes() -> dict[str, Scheme]:
     """The schemes that `prune.scheme` may name, as `paser.settings.PRUNE_OPTIONS` lists them."""
+    from paser.pruning.cfsp import cfsp
+    from paser.pruning.depth import depth
+    from paser.pruning.flap import flap
+    from paser.pruning.llm_pruner import llm_pruner
+    from paser.pruning.slicegpt import slicegpt
     from paser.pruning.wanda import wanda
 
-    return {"wanda": Scheme("unstructured", wanda, patterns=True)}
+    return {
+        "wanda": Scheme("unstructured", wanda, patterns=True),
+        "llm-pruner": Scheme("structured", llm_pruner),
+        "slicegpt": Scheme("sliced", slicegpt, ties=False),
+        "flap": Scheme("structured", flap),
+        "cfsp": Scheme("structured", cfsp),
+        "depth": Scheme("depth", depth),
+    }
 
 
 def scheme(name: str) -> Scheme:
