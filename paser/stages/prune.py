@@ -90,8 +90,8 @@ def _achieved(context: Context, kind: Any, original: Path, pruned: Path, blocks:
         before, after = check_width(original, pruned, settings)
         context.note(stream_width={"before": before, "after": after})
         return (
-            f"{after} of {before} dimensions of the residual stream are left; {found.total_after:,} parameters "
-            f"(before: {found.total_before:,}; shortcut matrices and untied embeddings included)"
+            f"{after} of {before} dimensions of the residual stream are left; {found.total_after:,} "
+            f"parameters (before: {found.total_before:,}; shortcuts and untied embeddings included)"
         )
     check_removed(found, kind, settings)
     return (
