@@ -64,9 +64,8 @@ def test_the_first_basis_is_that_of_the_normalised_embeddings(llama: Path) -> No
     top = vectors[:, values.argsort(descending=True)[:24]]
     result = sliced(llama, 0.25, torch.float64)
     sliced_table = result.model.get_input_embeddings().weight.detach()
-    torch.testing.assert_close(
-        sliced_table @ sliced_table.T, table @ top @ top.T @ table.T, atol=1e-8, rtol=1e-6
-    )
+    expected = table @ top @ top.T @ table.T
+    torch.testing.assert_close(sliced_table @ sliced_table.T, expected, atol=1e-8, rtol=1e-6)
 
 
 def test_a_stream_that_fills_half_of_its_dimensions_loses_nothing_with_the_other_half(
