@@ -65,6 +65,25 @@ class GblmOptions(PruneOptions):
     alpha: Annotated[float, Field(ge=0.0, le=1e6)] = 100.0
 
 
+class LlmPrunerOptions(PruneOptions):
+    spare_first: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    spare_last: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+
+
+class SliceGptOptions(PruneOptions):
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 8
+    slice_head: bool = False
+
+
+class CfspOptions(PruneOptions):
+    slope: Annotated[float, Field(ge=0.0, le=1000.0)] = 13.1
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
+class DepthOptions(PruneOptions):
+    tokens: Literal["last", "all"] = "last"
+
+
 # Every pruning scheme by name, with the class of its options; the schemes are in paser/pruning/protocol.py.
 PRUNE_OPTIONS: dict[str, type[PruneOptions]] = {
     "wanda": PruneOptions,
@@ -73,6 +92,11 @@ PRUNE_OPTIONS: dict[str, type[PruneOptions]] = {
     "global-magnitude": GlobalMagnitudeOptions,
     "random": RandomOptions,
     "gblm": GblmOptions,
+    "llm-pruner": LlmPrunerOptions,
+    "slicegpt": SliceGptOptions,
+    "flap": PruneOptions,
+    "cfsp": CfspOptions,
+    "depth": DepthOptions,
 }
 
 

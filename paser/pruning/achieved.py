@@ -19,7 +19,7 @@ from paser.pruning.protocol import Kind
 from paser.settings import PruneSettings
 
 # Largest accepted distance between the share asked for and the one measured.
-TOLERANCE: dict[Kind, float] = {"unstructured": 0.01, "structured": 0.02}
+TOLERANCE: dict[Kind, float] = {"unstructured": 0.01, "structured": 0.02, "sliced": 0.02}
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -91,6 +91,28 @@ def removed(original: Path, pruned: Path, blocks: Sequence[int] | None = None) -
         total_before=sum(before.values()),
         total_after=sum(after.values()),
     )
+
+
+def check_width(original: Path, pruned: Path, settings: PruneSettings) -> tuple[int, int]:
+    """Widths of the residual stream, of the saved original and the saved sliced model.
+
+    Raises `StageError` when the share of it that is gone is not near `prune.sparsity`.
+    """
+    before, after = _stream_width(original), _stream_width(pruned)
+    if abs(1 - after / before - settings.sparsity) > TOLERANCE["sliced"]:
+        raise StageError(
+            f"prune.sparsity is {settings.sparsity:.1%}, but the saved model keeps {after} of {before} "
+            "dimensions of the residual stream",
+            remedy="lower prune.options.multiple, or choose another prune.sparsity",
+        )
+    return before, after
+
+
+def _stream_width(directory: Path) -> int:
+    from paser.models.shapes import skeleton
+
+    table: Any = skeleton(directory).get_input_embeddings()
+    return int(table.weight.shape[1])
 
 
 def check_zeros(sparsity: Sparsity, settings: PruneSettings) -> None:

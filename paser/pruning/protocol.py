@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # unstructured: zeros in matrices of the same shape. structured: narrower layers. depth: fewer blocks.
-Kind = Literal["unstructured", "structured", "depth"]
+# sliced: a narrower residual stream, with shortcut matrices.
+Kind = Literal["unstructured", "structured", "depth", "sliced"]
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,14 @@ class Scheme:
 
 def schemes() -> dict[str, Scheme]:
     """The schemes that `prune.scheme` may name, as `paser.settings.PRUNE_OPTIONS` lists them."""
+    from paser.pruning.cfsp import cfsp
+    from paser.pruning.depth import depth
+    from paser.pruning.flap import flap
     from paser.pruning.gblm import gblm
+    from paser.pruning.llm_pruner import llm_pruner
     from paser.pruning.magnitude import global_magnitude, magnitude
     from paser.pruning.random import random
+    from paser.pruning.slicegpt import slicegpt
     from paser.pruning.sparsegpt import sparsegpt
     from paser.pruning.wanda import wanda
 
@@ -83,6 +89,11 @@ def schemes() -> dict[str, Scheme]:
         "global-magnitude": Scheme("unstructured", global_magnitude),
         "random": Scheme("unstructured", random, patterns=True),
         "gblm": Scheme("unstructured", gblm, patterns=True),
+        "llm-pruner": Scheme("structured", llm_pruner),
+        "slicegpt": Scheme("sliced", slicegpt, ties=False),
+        "flap": Scheme("structured", flap),
+        "cfsp": Scheme("structured", cfsp),
+        "depth": Scheme("depth", depth),
     }
 
 

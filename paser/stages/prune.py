@@ -73,7 +73,7 @@ def _prune(context: Context, tokenizer: PreTrainedTokenizerBase) -> None:
 def _achieved(context: Context, kind: Any, original: Path, pruned: Path, blocks: Any) -> str:
     """Checks the saved files against the settings, notes the facts, and returns them as a sentence."""
     from paser.models.sparsity import measure
-    from paser.pruning.achieved import check_removed, check_zeros, removed
+    from paser.pruning.achieved import check_removed, check_width, check_zeros, removed
 
     settings = context.settings.prune
     if kind == "unstructured":
@@ -85,8 +85,15 @@ def _achieved(context: Context, kind: Any, original: Path, pruned: Path, blocks:
             f"{sparsity.pattern}"
         )
     found = removed(original, pruned, blocks)
-    check_removed(found, kind, settings)
     context.note(removed=found.as_json())
+    if kind == "sliced":
+        before, after = check_width(original, pruned, settings)
+        context.note(stream_width={"before": before, "after": after})
+        return (
+            f"{after} of {before} dimensions of the residual stream are left; {found.total_after:,} "
+            f"parameters (before: {found.total_before:,}; shortcuts and untied embeddings included)"
+        )
+    check_removed(found, kind, settings)
     return (
         f"{found.share:.1%} of the parameters of {found.pruned_blocks} blocks are gone; "
         f"{found.total_after:,} of {found.total_before:,} remain"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paser.models.tokens import Encoded
-from paser.pruning.achieved import check_removed, check_zeros, removed
+from paser.pruning.achieved import check_removed, check_width, check_zeros, removed
 from paser.pruning.protocol import PrunedModel, prune, schemes
 from paser.settings import PRUNE_OPTIONS, PruneSettings
 from tests import tiny
@@ -16,7 +16,7 @@ from tests import tiny
 NAMES = list(schemes())
 SEED = 17
 # Shares that the tiny model's widths and its four blocks can meet.
-SPARSITY = {"unstructured": 0.5, "structured": 0.25, "depth": 0.25}
+SPARSITY = {"unstructured": 0.5, "structured": 0.25, "sliced": 0.25, "depth": 0.25}
 # Settings beside the defaults under which a scheme works in another way.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
@@ -94,6 +94,8 @@ def test_the_share_asked_for_is_found_in_the_saved_files(
     settings, kind = settings_for(name, **more), schemes()[name].kind
     if kind == "unstructured":
         check_zeros(measure(folder), settings)
+    elif kind == "sliced":
+        assert check_width(dense, folder, settings) == (64, 48)
     else:
         check_removed(removed(dense, folder, result.report.facts.get("blocks")), kind, settings)
 
