@@ -81,8 +81,21 @@ def make_tokenizer(chat: bool = True, extra: tuple[str, ...] = ()) -> Any:
     return fast
 
 
-def make_llama(path: Path, seed: int = 0, *, tokenizer: Any = None, context: int = 512) -> Path:
-    """A two-layer Llama in float32 with its tokenizer, saved as a plain transformers folder."""
+def make_llama(
+    path: Path,
+    seed: int = 0,
+    *,
+    tokenizer: Any = None,
+    context: int = 512,
+    hidden: int = 32,
+    inner: int = 64,
+    blocks: int = 2,
+    heads: int = 4,
+) -> Path:
+    """A two-layer Llama in float32 with its tokenizer, saved as a plain transformers folder.
+
+    Two query heads share one key-value head.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,11 +105,11 @@ def make_llama(path: Path, seed: int = 0, *, tokenizer: Any = None, context: int
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
