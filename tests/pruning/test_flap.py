@@ -14,7 +14,6 @@ from paser.pruning.flap import Moments, compensate, flap, fluctuation, standardi
 from paser.settings import PruneSettings
 from tests import tiny
 
-
 IDS = torch.arange(5, 45)[None]
 
 
