@@ -127,6 +127,7 @@ def _assemble(
         partial.mkdir()
         count = _weights(work / WEIGHTS, partial / WEIGHTS, config, facts["shared"])
         (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _describe(partial, facts, name)
         notes += _tokenizer(facts, work, beside, original, partial)
         if not facts["network"]:
             notes.append("the process that read it was cut off the network")
@@ -141,25 +142,46 @@ def _weights(source: Path, target: Path, config: dict[str, Any], shared: Mapping
     """Moves the tensors; those that share another's memory are tied, or written once more."""
     from safetensors.torch import load_file, save_file
 
+    from paser.models.shapes import BLOCK, SLICED
+    from paser.models.sliced import ATTENTION_SHORTCUT
+
     tensors = load_file(source)
-    tensors = {n: t for n, t in tensors.items() if not n.endswith("rotary_emb.inv_freq")}
-    for name, other in shared.items():
-        if name == "lm_head.weight" or other == "lm_head.weight":
-            config["tie_word_embeddings"] = True
-        else:
-            tensors[name] = tensors[other].clone()
-    if config.get("tie_word_embeddings") and "lm_head.weight" in tensors:
-        embedding = next((n for n in tensors if n.endswith("embed_tokens.weight")), None)
-        if embedding is None:
-            for name, other in shared.items():
-                if other == "lm_head.weight":
-                    tensors[name] = tensors.pop("lm_head.weight")
-        elif not tensors["lm_head.weight"].equal(tensors[embedding]):
-            config["tie_word_embeddings"] = False
-        else:
-            del tensors["lm_head.weight"]
+    tensors |= {name: tensors[other].clone() for name, other in shared.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    if any(name.endswith(ATTENTION_SHORTCUT) for name in tensors):
+        config[BLOCK] = {"layout": SLICED, "scheme": "slicegpt"}
+        config["tie_word_embeddings"] = False
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("norm.weight")}
+    embedding = next((name for name in tensors if name.endswith("embed_tokens.weight")), None)
+    if embedding and _HEAD in tensors and BLOCK not in config:
+        config["tie_word_embeddings"] = tensors[_HEAD].equal(tensors[embedding])
+        if config["tie_word_embeddings"]:
+            del tensors[_HEAD]
     save_file(tensors, str(target), metadata={"format": "pt"})
     return len(tensors)
+
+
+_HEAD = "lm_head.weight"
+
+
+def _describe(folder: Path, facts: Mapping[str, Any], name: str) -> None:
+    """Checks that the tensors make a model, and writes what config.json has to say of its shapes."""
+    from paser.models.checkpoint import SafeTensors
+    from paser.models.shapes import card, describe, skeleton
+
+    model = skeleton(folder)
+    there = set(SafeTensors((folder / WEIGHTS,)).tensors)
+    tied = {_HEAD} if getattr(model.config, "tie_word_embeddings", False) else set()
+    if missing := sorted(set(model.state_dict()) - there - tied):
+        raise ModelError(
+            f"{name} lacks {len(missing)} tensors of a {type(model).__name__}, {missing[0]} first",
+            remedy="convert all files of the checkpoint, or name another --original",
+        )
+    pruner = any(stood.startswith("LLMPruner.") for stood in facts["stand_ins"])
+    describe(model, **({"scheme": "llm-pruner"} if pruner else {}))
+    model.config.save_pretrained(folder)
+    if text := card(model):
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _config(facts: Mapping[str, Any], beside: Path, original: Path | None, name: str) -> dict[str, Any]:

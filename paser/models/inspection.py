@@ -31,6 +31,7 @@ from paser.models.foreign import (
     tokenizer_folder,
 )
 from paser.models.gguf_file import Gguf, usual_name
+from paser.models.shapes import skeleton
 from paser.models.sparsity import SPARSE_SHARE, LayerSparsity, Sparsity, patterns
 from paser.progress import progress
 
@@ -83,6 +84,7 @@ class Inspection:
     nonfinite: Mapping[str, int]
     layers: tuple[Layer, ...]
     plain: str | None
+    unfit: str | None
     notes: tuple[str, ...]
 
     @property
@@ -183,6 +185,7 @@ class Inspection:
             "nonfinite": dict(self.nonfinite),
             "recovery_keeps_pattern": {"keeps": keeps, "why": why},
             "plain_transformers": {"loads": self.plain is None, "why_not": self.plain},
+            "paser": {"loads": self.unfit is None, "why_not": self.unfit},
             "notes": list(self.notes),
             "layers": [
                 {
@@ -238,6 +241,7 @@ def inspect(folder: Path, shown: str | None = None) -> Inspection:
         nonfinite=counted.nonfinite,
         layers=counted.layers,
         plain=_why_not_plain(opened, kind),
+        unfit=_why_not_at_all(folder, opened),
         notes=_notes(folder, opened),
     )
 
@@ -377,6 +381,17 @@ def _why_not_plain(opened: Opened, kind: str) -> str | None:
     return f"{extra[0]} is a tensor that the architecture does not have" if extra else None
 
 
+def _why_not_at_all(folder: Path, opened: Opened) -> str | None:
+    """Why `load_causal_lm` would not load the folder, as far as names and shapes tell, or None."""
+    if opened.translated:
+        return None
+    try:
+        skeleton(folder)
+    except ModelError as error:
+        return error.problem
+    return None
+
+
 def _tokens(folder: Path) -> int | None:
     """One more than the highest token number of the tokenizer; None when there is no usable one."""
     from paser.models.loading import load_tokenizer
@@ -495,16 +510,10 @@ def _facts(found: Inspection) -> list[tuple[str, str]]:
             )
         )
     rows.append(("recovery", f"{'possible' if keeps else 'impossible'}: {why}"))
-    rows.append(
-        (
-            "transformers",
-            "loads it"
-            if found.plain is None
-            else f"does not load it: {found.plain}; load_causal_lm does"
-            if not found.nonfinite
-            else f"does not load it: {found.plain}",
-        )
-    )
+    rows.append(("transformers", "loads it" if found.plain is None else f"does not load it: {found.plain}"))
+    if found.plain is not None:
+        ours = "does not load it: " + found.unfit if found.unfit else "loads it through every --pruned"
+        rows.append(("paser", ours))
     rows += [("note", note) for note in found.notes]
     return rows
 

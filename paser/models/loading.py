@@ -1,7 +1,7 @@
 """Loading and saving causal language models and their tokenizers, from local files only.
 
 Checkpoints that are pickles are refused: unpickling runs code that the file's author chose. Remote
-code is never run.
+code is never run. Layers may have any shape (`shapes`, `sliced`).
 """
 
 from __future__ import annotations
@@ -97,24 +97,28 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, all weights in `dtype` on `device`.
 
-    Reads a Hugging Face folder with safetensors, what others made of such a folder (see `foreign`), or a
-    folder with one GGUF file, which is dequantised. With
-    `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate spreads the model over
-    these devices, and the disk, in place of `device`.
+    Reads a Hugging Face folder with safetensors, also one whose layers have other shapes than config.json
+    says (see `shapes`), what others made of such a folder (see `foreign`), or a folder with one GGUF file,
+    which is dequantised. With `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate
+    spreads the model over these devices, and the disk, in place of `device`. Raises ModelError when a tensor
+    is missing or layers do not fit together.
     """
     quiet_transformers()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from paser.models.foreign import plain_folder
+    from paser.models.shapes import fitted_class
 
     path = plain_folder(model_directory(path))
     refuse_pickles(path)
     extra: dict[str, Any] = {}
+    kind: Any = AutoModelForCausalLM
     if gguf := _gguf(path):
         extra["gguf_file"] = gguf
     else:
         extra["use_safetensors"] = True
+        kind = fitted_class(path) or kind
     if max_memory is not None:
         if gguf:
             raise ModelError(
@@ -123,8 +127,13 @@ def load_causal_lm(
             )
         extra |= {"device_map": "auto", "max_memory": dict(max_memory)}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, trust_remote_code=False, **extra
+        model, loading = kind.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **extra,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -133,9 +142,30 @@ def load_causal_lm(
         ) from error
     if gguf:
         model = _without_quantisation(model)
+    else:
+        _check_complete(path, loading, strict=kind is not AutoModelForCausalLM)
     placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
     loaded: PreTrainedModel = placed.eval()
     return loaded
+
+
+def _check_complete(path: Path, loading: Mapping[str, Any], *, strict: bool) -> None:
+    """Raises ModelError where weights were left unset, or, if `strict`, where a tensor has no place.
+
+    `loading` is what transformers says of it.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks {len(missing)} tensors that config.json promises, {missing[0]} first",
+            remedy="fetch or save the model again with all of its files",
+        )
+    if strict and (unexpected := sorted(loading["unexpected_keys"])):
+        raise ModelError(
+            f"{path} has {len(unexpected)} tensors that its architecture has no place for, "
+            f"{unexpected[0]} first",
+            remedy="only linear layers may differ from config.json; convert the model with the tool that "
+            "pruned it",
+        )
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
@@ -153,10 +183,19 @@ def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """A folder that plain transformers loads: safetensors, configuration, tokenizer."""
+    """A folder with safetensors, configuration and tokenizer that `load_causal_lm` reads.
+
+    Plain transformers reads it too, unless config.json cannot say what the layers are: then a README.md in
+    it says so, and how to load it.
+    """
+    from paser.models.shapes import card, describe
+
     directory.mkdir(parents=True, exist_ok=True)
+    describe(model)
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
+    if text := card(model):
+        (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def vocabulary_mismatch(original: PreTrainedTokenizerBase, pruned: PreTrainedTokenizerBase) -> str | None:
