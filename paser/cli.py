@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Which rows went into a model, and is the record intact?", no_args_is_help=True)
 cache = typer.Typer(help="Shards, checkpoints and downloads kept in .paser/cache.", no_args_is_help=True)
+models = typer.Typer(help="Look into checkpoints, and convert those that are pickles.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+app.add_typer(models, name="models")
 app.add_typer(cache, name="cache")
 
 Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]
@@ -77,6 +79,47 @@ def select(
     from paser.standalone import select_rows
 
     select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
+
+
+@models.command("inspect")
+def models_inspect(
+    model: Annotated[str, typer.Argument(help="A folder, a file:, hf: or pypi: URI, or BASE+ADAPTER.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a checkpoint is: parameters, zeros a layer, pattern, vocabulary, what can load it.
+
+    Example: paser models inspect ./pruned
+    """
+    from paser.models import inspection
+
+    found = inspection.inspect_uri(model)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        inspection.render(found, console())
+
+
+@models.command("convert")
+def models_convert(
+    pickle: Annotated[Path, typer.Argument(help="A pickled model, or a folder with pytorch_model*.bin.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the result; it must not exist or be empty.")],
+    original: Annotated[
+        Path | None,
+        typer.Option(help="The dense model: configuration and tokenizer, where the pickle has none."),
+    ] = None,
+) -> None:
+    """Take tensors and configuration out of a pickle, in a process of its own, without running any of it.
+
+    Example: paser models convert ./pytorch_model.bin ./pruned
+    """
+    from paser.models.conversion import convert
+
+    done = convert(pickle, out, original)
+    print(f"{done.out}: {done.tensors} tensors")
+    if done.stand_ins:
+        print(f"not loaded, only their values read: {', '.join(done.stand_ins)}")
+    for note in done.notes:
+        print(note)
 
 
 @app.command()
