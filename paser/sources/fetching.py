@@ -180,7 +180,8 @@ def _refuse_pickles(source: Source, target: Path) -> None:
         raise SourceError(
             f"source {source.name}: {pickles[0].relative_to(target)} is a pickle; loading it could run code "
             "of its author, so it is refused",
-            remedy="`paser models convert PICKLE OUT` takes the tensors out without running anything in it",
+            remedy="`paser models convert PICKLE OUT` takes the tensors out into safetensors and runs "
+            "nothing in it",
         )
     raise SourceError(
         f"source {source.name}: {source.uri} holds no weights", remedy="expected *.safetensors or one *.gguf"
