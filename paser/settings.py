@@ -49,7 +49,7 @@ _Options = TypeVar("_Options", bound=PruneOptions)
 
 
 class SparseGptOptions(PruneOptions):
-    block_size: Annotated[int, Field(ge=8, le=4096)] = 128
+    block_size: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 128
     dampening: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
 
 
@@ -59,7 +59,6 @@ class GlobalMagnitudeOptions(PruneOptions):
 
 class RandomOptions(PruneOptions):
     ratios: Literal["uniform", "layerwise"] = "uniform"
-    spread: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
 
 
 class GblmOptions(PruneOptions):

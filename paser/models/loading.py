@@ -146,7 +146,26 @@ def load_causal_lm(
         _check_complete(path, loading, strict=kind is not AutoModelForCausalLM)
     placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
     loaded: PreTrainedModel = placed.eval()
+    if not gguf and kind is not AutoModelForCausalLM:
+        _check_runs(path, loaded)
     return loaded
+
+
+def _check_runs(path: Path, model: PreTrainedModel) -> None:
+    """Raises ModelError where two tokens do not pass: in families that `shapes.check` does not know."""
+    import torch
+
+    from paser.models.packing import device_of
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: its layers do not fit together: {_first_line(error)}",
+            remedy="prune it again so that what one layer gives is as wide as what the next one takes",
+        ) from error
 
 
 def _check_complete(path: Path, loading: Mapping[str, Any], *, strict: bool) -> None:

@@ -44,6 +44,12 @@ def saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def other_shapes(before: Path, after: Path) -> list[str]:
+    """Names of the tensors that two saved models do not share in the same shape."""
+    first, second = saved_shapes(before), saved_shapes(after)
+    return sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
+
+
 def skeleton(directory: Path) -> PreTrainedModel:
     """The model of a folder on the meta device: every module in its shape, no weights.
 

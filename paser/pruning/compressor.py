@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from paser.errors import StageError
 from paser.models.tokens import Encoded
 from paser.progress import Advance, progress
 from paser.pruning.calibration import finite_inputs, token_ids
-from paser.pruning.layers import linear_layers
+from paser.pruning.layers import linear_layers, other_linear_layers
 from paser.settings import NM_PATTERNS, PruneSettings
 
 if TYPE_CHECKING:
@@ -26,6 +28,11 @@ def mask_structure(settings: PruneSettings) -> str:
     """`prune.pattern` in llm-compressor's words: zeros of each block, `0:0` for none."""
     kept, block = NM_PATTERNS.get(settings.pattern, (0, 0))
     return f"{block - kept}:{block}"
+
+
+def ignored(model: PreTrainedModel) -> list[str]:
+    """The layers that stay as they are, as llm-compressor's patterns (it adds a dot to names)."""
+    return [f"re:{re.escape(name)}\\.?$" for name in other_linear_layers(model)]
 
 
 def oneshot(model: PreTrainedModel, samples: list[Encoded], modifier: Any, name: str) -> None:
@@ -46,6 +53,7 @@ def oneshot(model: PreTrainedModel, samples: list[Encoded], modifier: Any, name:
     with (
         progress(name, rounds, "layer passes") as advance,
         _progress_of_llmcompressor(advance),
+        _no_silent_fallback(),
         finite_inputs(linear_layers(model)),
     ):
         run(
@@ -91,6 +99,34 @@ def quiet() -> Iterator[None]:
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
+
+
+class _Refusing:
+    """In the place of llm-compressor's logger: a warning says that it goes on with another method."""
+
+    def warning(self, message: str, *_: Any) -> None:
+        raise StageError(
+            f"llm-compressor: {message}",
+            remedy="give the calibration role more rows in data/sources.yaml, or raise "
+            "prune.options.dampening",
+        )
+
+    def info(self, *_: Any) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def _no_silent_fallback() -> Iterator[None]:
+    """SparseGPT would replace a covariance that it cannot invert by the identity, and only log it."""
+    from llmcompressor.modifiers.pruning.sparsegpt import sgpt_sparsify
+
+    module: Any = sgpt_sparsify
+    before = module.logger
+    module.logger = _Refusing()
+    try:
+        yield
+    finally:
+        module.logger = before
 
 
 @contextlib.contextmanager

@@ -33,18 +33,27 @@ def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
         if isinstance(module, torch.nn.Linear) and not any(module is other for other in apart)
     }
     ours = {id(layer.weight) for layer in layers.values()}
+    apart += [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     skipped = {id(p) for module in apart if module is not None for p in module.parameters()}
     matrices = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2 and id(p) not in skipped]
     missed = [(name, weight) for name, weight in matrices if id(weight) not in ours]
     total = sum(weight.numel() for _, weight in matrices)
     if not layers or sum(weight.numel() for _, weight in missed) > (1 - REACHED) * total:
-        where = f"{missed[0][0]} first" if missed else "it has none"
+        largest = max(missed, key=lambda named: named[1].numel(), default=("no matrix", None))[0]
         raise StageError(
-            f"{type(model).__name__} keeps its weights outside of linear layers: {where}",
+            f"{type(model).__name__} keeps most of its weights outside of linear layers, as {largest}",
             remedy="this scheme prunes torch.nn.Linear only; prune the model with another tool and name "
             "it in prune.external",
         )
     return layers
+
+
+def other_linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that are not pruned: the vocabulary projection, whatever it is called."""
+    import torch
+
+    ours = linear_layers(model)
+    return [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n not in ours]
 
 
 def check_blocks(layers: dict[str, torch.nn.Linear], settings: PruneSettings) -> None:

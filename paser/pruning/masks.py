@@ -14,24 +14,27 @@ if TYPE_CHECKING:
     import torch
 
 
-def by_row(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """In each row the `int(columns * sparsity)` lowest scores go. `scores`: (out, in)."""
+def lowest_go(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """In each row of `scores`, shape (rows, columns), the `count` lowest go."""
     import torch
 
-    count = int(scores.shape[1] * sparsity)
     lowest = scores.float().argsort(dim=1, stable=True)[:, :count]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, lowest, False)
 
 
+def by_row(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """In each row the `int(columns * sparsity)` lowest scores go. `scores`: (out, in)."""
+    return lowest_go(scores, int(scores.shape[1] * sparsity))
+
+
 def by_layer(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     """In the whole matrix the `int(elements * sparsity)` lowest scores go."""
-    return by_row(scores.reshape(1, -1), sparsity).reshape(scores.shape)
+    return lowest_go(scores.reshape(1, -1), int(scores.numel() * sparsity)).reshape(scores.shape)
 
 
 def by_pattern(scores: torch.Tensor, kept: int, block: int) -> torch.Tensor:
     """Of each `block` neighbours along the input the `kept` highest scores stay. `scores`: (out, in)."""
-    groups = scores.reshape(-1, block)
-    return by_row(groups, (block - kept) / block).reshape(scores.shape)
+    return lowest_go(scores.reshape(-1, block), block - kept).reshape(scores.shape)
 
 
 def kept(scores: torch.Tensor, settings: PruneSettings, *, rows: bool) -> torch.Tensor:
@@ -39,3 +42,12 @@ def kept(scores: torch.Tensor, settings: PruneSettings, *, rows: bool) -> torch.
     if settings.pattern in NM_PATTERNS:
         return by_pattern(scores, *NM_PATTERNS[settings.pattern])
     return by_row(scores, settings.sparsity) if rows else by_layer(scores, settings.sparsity)
+
+
+def apply(layer: torch.nn.Linear, stays: torch.Tensor) -> None:
+    """Writes zeros into the layer's weight where `stays` (any shape of as many elements) is False."""
+    import torch
+
+    gone = ~stays.reshape(layer.weight.shape).to(layer.weight.device)
+    with torch.no_grad():
+        layer.weight.masked_fill_(gone, 0.0)

@@ -74,12 +74,21 @@ def schemes() -> dict[str, Scheme]:
     from paser.pruning.cfsp import cfsp
     from paser.pruning.depth import depth
     from paser.pruning.flap import flap
+    from paser.pruning.gblm import gblm
     from paser.pruning.llm_pruner import llm_pruner
+    from paser.pruning.magnitude import global_magnitude, magnitude
+    from paser.pruning.random import random
     from paser.pruning.slicegpt import slicegpt
+    from paser.pruning.sparsegpt import sparsegpt
     from paser.pruning.wanda import wanda
 
     return {
         "wanda": Scheme("unstructured", wanda, patterns=True),
+        "sparsegpt": Scheme("unstructured", sparsegpt, patterns=True),
+        "magnitude": Scheme("unstructured", magnitude, patterns=True),
+        "global-magnitude": Scheme("unstructured", global_magnitude),
+        "random": Scheme("unstructured", random, patterns=True),
+        "gblm": Scheme("unstructured", gblm, patterns=True),
         "llm-pruner": Scheme("structured", llm_pruner),
         "slicegpt": Scheme("sliced", slicegpt, ties=False),
         "flap": Scheme("structured", flap),

@@ -160,7 +160,7 @@ def _basis(states: Sequence[torch.Tensor], norm: Any, width: int, where: str) ->
 
 
 def principal_components(covariance: torch.Tensor) -> torch.Tensor:
-    """Eigenvectors as columns, the largest eigenvalue first, float64; signs make the largest entry positive."""
+    """Eigenvectors as columns, the largest eigenvalue first, float64; each one's largest entry is above 0."""
     import torch
 
     count = len(covariance)

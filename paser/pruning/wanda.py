@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from paser.models.tokens import Encoded
 from paser.pruning.calibration import usable
-from paser.pruning.compressor import mask_structure, oneshot, quiet
+from paser.pruning.compressor import ignored, mask_structure, oneshot, quiet
 from paser.pruning.layers import check_blocks, linear_layers
 from paser.pruning.protocol import PrunedModel, PruningReport
 from paser.settings import PruneSettings
@@ -34,7 +34,7 @@ def wanda(
             from llmcompressor.modifiers.pruning import WandaPruningModifier
 
             modifier = WandaPruningModifier(
-                sparsity=settings.sparsity, mask_structure=mask_structure(settings), ignore=["re:.*lm_head"]
+                sparsity=settings.sparsity, mask_structure=mask_structure(settings), ignore=ignored(model)
             )
             oneshot(model, samples, modifier, "wanda")
     return PrunedModel(model, PruningReport("wanda", len(samples), sum(sample.tokens for sample in samples)))
