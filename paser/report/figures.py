@@ -422,20 +422,24 @@ SCHEME_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PNG_DPI = 220
 
 
+_DAMAGE_PANELS = (
+    ("jsd", "JSD to the original", "nats; 0 = unharmed, 0.693 at most"),
+    ("loss_increase", "Increase in loss", "nats a token; 0 = unharmed"),
+)
+
+
 def damage_by_scheme(profile: Mapping[str, Any], name: str = "fig-damage-profile") -> tuple[str, bytes]:
     """A damage profile (see `evaluation.damage`) as SVG text and PNG bytes, for a paper of two columns.
 
     One row a capability, the most damaged on top; one mark with its 95 % interval a pruned model.
     """
     schemes, entries = profile["schemes"], profile["capabilities"]
-    height = 0.17 * max(len(schemes), 2) + 0.12
+    height = 0.46 if len(schemes) < 3 else 0.115 * len(schemes) + 0.2
     with _drawing(name):
         figure, panels = _figure(0.85 + 0.2 * -(-len(schemes) // 4) + height * len(entries), 2, sharey=True)
-        for axes, (key, title) in zip(
-            panels,
-            (("jsd", "JSD to the original"), ("loss_increase", "Increase in loss (nats a token)")),
-            strict=True,
-        ):
+        layout: Any = figure.get_layout_engine()
+        layout.set(wspace=0.06)
+        for axes, (key, title, unit) in zip(panels, _DAMAGE_PANELS, strict=True):
             for y, entry in enumerate(entries):
                 if y % 2:
                     axes.axhspan(y - 0.5, y + 0.5, color=COLOURS["faint"], alpha=0.22, linewidth=0)
@@ -448,6 +452,8 @@ def damage_by_scheme(profile: Mapping[str, Any], name: str = "fig-damage-profile
             low, high = axes.get_xlim()
             axes.set_xlim(0 if key == "jsd" else low, high)
             axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel(unit)
+            axes.locator_params(axis="x", nbins=6)
         handles = [_scheme_handle(number, scheme) for number, scheme in enumerate(schemes)]
         figure.legend(handles=handles, loc="outside upper left", ncols=min(len(schemes), 4))
         return _paper_svg(figure), _png(figure)
