@@ -81,6 +81,42 @@ def select(
     select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
 
 
+@app.command()
+def damage(
+    original: Annotated[str, typer.Option(help="The dense model: a folder, or a file:, hf: or pypi: URI.")],
+    pruned: Annotated[
+        list[str], typer.Option(help="A pruned model, or NAME=MODEL; several give one figure.")
+    ],
+    pool: Annotated[
+        str | None,
+        typer.Option(help="Rows to measure on: a file or URI. Default: held-out rows of six capabilities."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for damage.csv, .json, .svg and .png.")] = Path("damage"),
+    pool_format: Annotated[
+        str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder, for rows without labels; default all-MiniLM-L6-v2.")
+    ] = None,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what pruning damaged, by capability, for one pruned model or several side by side.
+
+    Example: paser damage --original ./dense --pruned wanda=./wanda --pruned 2:4=./two-four --out ./damage
+    """
+    from paser.damage import FILES, profile_damage
+
+    profile = profile_damage(original, pruned, pool, out, pool_format, encoder, params)
+    if as_json:
+        _print_json(profile)
+        return
+    from paser.evaluation.damage import damage_table
+
+    console().print(damage_table(profile))
+    print(", ".join(str(out / name) for name in FILES))
+
+
 @models.command("inspect")
 def models_inspect(
     model: Annotated[str, typer.Argument(help="A folder, a file:, hf: or pypi: URI, or BASE+ADAPTER.")],

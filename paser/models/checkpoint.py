@@ -214,7 +214,7 @@ def refuse_pickles(folder: Path) -> None:
     if pickles:
         raise ModelError(
             f"{folder / pickles[0]} is a pickle; loading it could run code of its author, so it is refused",
-            remedy=f"`paser models convert {folder / pickles[0]} OUT` takes the tensors out without running "
-            "anything in it",
+            remedy=f"`paser models convert {folder / pickles[0]} OUT` takes the tensors out into safetensors "
+            "and runs nothing in it",
         )
     raise ModelError(f"{folder} holds no weights", remedy="expected *.safetensors or one *.gguf file")

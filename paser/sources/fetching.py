@@ -56,12 +56,21 @@ def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> 
     left out; where the weights are only there as pickles, it is refused. A model may be `BASE+ADAPTER`, two
     URIs or paths; the base comes into the sub-folder `base`, as does a local folder that an adapter names.
     """
+    resolved = ""
     if source.is_model and (pair := base_and_adapter(source.uri, base)):
-        fetch_one(replace(source, uri=pair[1]), base, cache, target)
+        _fetch(replace(source, uri=pair[1]), base, cache, target)
         fetch_one(replace(source, uri=pair[0]), base, cache, target / BASE)
-        files = file_digests(target)
-        return Fetched(source, f"sha256:{tree_digest(files)}", files)
+    else:
+        resolved = _fetch(source, base, cache, target)
+        _take_base(source, base, target)
+    files = file_digests(target)
+    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+
+
+def _fetch(source: Source, base: Path | None, cache: Cache, target: Path) -> str:
+    """Brings the files of one URI to `target`; returns what fixes it, empty for local files."""
     uri = parse_uri(source.uri)
+    resolved = ""
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         if isinstance(uri, PypiUri):
@@ -71,12 +80,9 @@ def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> 
             resolved = fetch_repository(uri, target, model=source.is_model)
         else:
             _take_local(uri, base, target, source)
-            _take_base(uri, base, target, source)
-            resolved = ""
     if source.is_model:
         _refuse_pickles(source, target)
-    files = file_digests(target)
-    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+    return resolved
 
 
 def write_index(folder: Path, role: str, fetched: list[Fetched]) -> None:
@@ -142,10 +148,10 @@ def _local(uri: str, base: Path | None) -> Path:
     return (base or Path.cwd()) / Path(uri.removeprefix("file:").removeprefix("//")).expanduser()
 
 
-def _take_base(uri: FileUri, base: Path | None, target: Path, source: Source) -> None:
-    """Brings the base model that an adapter names into the sub-folder `base`, where it is a local folder."""
-    config = target / ADAPTER_CONFIG
-    if not source.is_model or not config.exists() or (target / BASE).exists():
+def _take_base(source: Source, base: Path | None, target: Path) -> None:
+    """Brings the base model that a local adapter names into the sub-folder `base`, where it is local too."""
+    uri, config = parse_uri(source.uri), target / ADAPTER_CONFIG
+    if not source.is_model or not isinstance(uri, FileUri) or not config.exists() or (target / BASE).exists():
         return
     try:
         named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -180,7 +186,8 @@ def _refuse_pickles(source: Source, target: Path) -> None:
         raise SourceError(
             f"source {source.name}: {pickles[0].relative_to(target)} is a pickle; loading it could run code "
             "of its author, so it is refused",
-            remedy="`paser models convert PICKLE OUT` takes the tensors out without running anything in it",
+            remedy="`paser models convert PICKLE OUT` takes the tensors out into safetensors and runs "
+            "nothing in it",
         )
     raise SourceError(
         f"source {source.name}: {source.uri} holds no weights", remedy="expected *.safetensors or one *.gguf"

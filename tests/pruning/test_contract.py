@@ -16,7 +16,7 @@ from tests import tiny
 NAMES = list(schemes())
 SEED = 17
 # Shares that the tiny model's widths and its four blocks can meet.
-SPARSITY = {"unstructured": 0.5, "structured": 0.25, "depth": 0.25, "sliced": 0.25}
+SPARSITY = {"unstructured": 0.5, "structured": 0.25, "sliced": 0.25, "depth": 0.25}
 # Settings beside the defaults under which a scheme works in another way.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
