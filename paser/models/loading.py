@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import PICKLES
 from paser.errors import ModelError
+from paser.models.checkpoint import ADAPTER_CONFIG, refuse_pickles
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SAFE = "convert it to safetensors where you trust it (`save_pretrained` writes that), then come back"
 
 
 def model_directory(path: Path) -> Path:
@@ -39,7 +37,8 @@ def model_directory(path: Path) -> Path:
 
 
 def _holds_model(path: Path) -> bool:
-    return path.is_dir() and ((path / "config.json").exists() or any(path.glob("*.gguf")))
+    named = any((path / name).exists() for name in ("config.json", ADAPTER_CONFIG))
+    return path.is_dir() and (named or any(path.glob("*.gguf")))
 
 
 def _gguf(path: Path) -> str | None:
@@ -47,19 +46,6 @@ def _gguf(path: Path) -> str | None:
     if len(files) > 1:
         raise ModelError(f"{path} holds {len(files)} GGUF files: {', '.join(files)}", remedy="keep one")
     return files[0] if files and not (path / "config.json").exists() else None
-
-
-def refuse_pickles(path: Path) -> None:
-    """Raises if the weights of a model folder are only there as pickles."""
-    if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
-        return
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        raise ModelError(
-            f"{path / pickles[0]} is a pickle; loading it could run code of its author, so it is refused",
-            remedy=_SAFE,
-        )
-    raise ModelError(f"{path} holds no weights", remedy="expected *.safetensors or one *.gguf file")
 
 
 def quiet_transformers() -> None:
@@ -76,7 +62,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     quiet_transformers()
     from transformers import AutoTokenizer
 
-    path = model_directory(path)
+    from paser.models.foreign import tokenizer_folder
+
+    path = tokenizer_folder(model_directory(path))
     extra: dict[str, Any] = {}
     if gguf := _gguf(path):
         extra["gguf_file"] = gguf
@@ -110,17 +98,19 @@ def load_causal_lm(
     """A causal language model in evaluation mode, all weights in `dtype` on `device`.
 
     Reads a Hugging Face folder with safetensors, also one whose layers have other shapes than config.json
-    says (see `shapes`), or a folder with one GGUF file, which is dequantised. With `max_memory` (bytes of
-    each device, see `precision.memory_shares`) accelerate spreads the model over these devices, and the disk,
-    in place of `device`. Raises ModelError when a tensor is missing or layers do not fit together.
+    says (see `shapes`), what others made of such a folder (see `foreign`), or a folder with one GGUF file,
+    which is dequantised. With `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate
+    spreads the model over these devices, and the disk, in place of `device`. Raises ModelError when a tensor
+    is missing or layers do not fit together.
     """
     quiet_transformers()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from paser.models.foreign import plain_folder
     from paser.models.shapes import fitted_class
 
-    path = model_directory(path)
+    path = plain_folder(model_directory(path))
     refuse_pickles(path)
     extra: dict[str, Any] = {}
     kind: Any = AutoModelForCausalLM
@@ -156,7 +146,26 @@ def load_causal_lm(
         _check_complete(path, loading, strict=kind is not AutoModelForCausalLM)
     placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
     loaded: PreTrainedModel = placed.eval()
+    if not gguf and kind is not AutoModelForCausalLM:
+        _check_runs(path, loaded)
     return loaded
+
+
+def _check_runs(path: Path, model: PreTrainedModel) -> None:
+    """Raises ModelError where two tokens do not pass: in families that `shapes.check` does not know."""
+    import torch
+
+    from paser.models.packing import device_of
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: its layers do not fit together: {_first_line(error)}",
+            remedy="prune it again so that what one layer gives is as wide as what the next one takes",
+        ) from error
 
 
 def _check_complete(path: Path, loading: Mapping[str, Any], *, strict: bool) -> None:

@@ -39,6 +39,7 @@ def _prune(context: Context, tokenizer: PreTrainedTokenizerBase) -> None:
     from paser.artifacts import read_rows
     from paser.models.loading import load_causal_lm, save_causal_lm
     from paser.models.precision import choose_device, choose_dtype
+    from paser.models.shapes import describe
     from paser.models.tokens import SampleEncoder
     from paser.pruning.protocol import prune, scheme
     from paser.records import row_to_sample
@@ -54,6 +55,7 @@ def _prune(context: Context, tokenizer: PreTrainedTokenizerBase) -> None:
     model: Any = load_causal_lm(original, dtype=dtype, device=device)
     result = prune(model, calibration, settings, context.settings.seed)
     smaller: Any = result.model
+    describe(smaller, base=f"data/sources/original, SHA-256 {context.digest('data/sources/original')}")
     save_causal_lm(smaller.to(device="cpu", dtype=torch.bfloat16), tokenizer, pruned)
 
     report = result.report

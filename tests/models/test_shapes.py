@@ -185,6 +185,27 @@ def test_layers_that_do_not_fit_are_named(
     assert "remedy" in str(caught.value)
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_family_with_other_names_loads_if_its_widths_fit(tmp_path: Path, fits: bool) -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=120, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    model: Any = GPTNeoXForCausalLM(config).eval()
+    mlp = model.gpt_neox.layers[1].mlp
+    take(mlp.dense_h_to_4h, rows=range(48))
+    if fits:
+        take(mlp.dense_4h_to_h, columns=range(48))
+    model.save_pretrained(tmp_path)
+    if fits:
+        assert torch.equal(logits(load_causal_lm(tmp_path, dtype=torch.float32)), logits(model))
+    else:
+        with pytest.raises(ModelError, match=r"do not fit together: mat1 and mat2[\s\S]*remedy"):
+            load_causal_lm(tmp_path, dtype=torch.float32)
+
+
 def test_a_tensor_without_a_place_in_an_uneven_model_is_named(llama: Path, tmp_path: Path) -> None:
     uneven(llama, tmp_path / "m")
     edit_weights(tmp_path / "m", lambda weights: weights.update({"model.layers.0.extra": torch.ones(2)}))
