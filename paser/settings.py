@@ -81,7 +81,7 @@ class CfspOptions(PruneOptions):
 
 
 class DepthOptions(PruneOptions):
-    tokens: Literal["last", "all"] = "last"
+    tokens: Literal["all", "last"] = "all"
 
 
 # Every pruning scheme by name, with the class of its options; the schemes are in paser/pruning/protocol.py.

@@ -178,8 +178,8 @@ def _projected(state: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     """The part of the states that lies in the basis, in their own coordinates."""
     if basis.shape[0] == basis.shape[1]:
         return state
-    near = basis.to(state.dtype)
-    return state @ near @ near.T
+    near = basis.float()
+    return (state.float() @ near @ near.T).to(state.dtype)
 
 
 def rotate_and_slice(model: PreTrainedModel, blocks: Any, bases: Sequence[torch.Tensor]) -> None:
