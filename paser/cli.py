@@ -26,7 +26,9 @@ app = typer.Typer(
 )
 audit = typer.Typer(help="Which rows went into a model, and is the record intact?", no_args_is_help=True)
 cache = typer.Typer(help="Shards, checkpoints and downloads kept in .paser/cache.", no_args_is_help=True)
+models = typer.Typer(help="Look into checkpoints, and convert those that are pickles.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+app.add_typer(models, name="models")
 app.add_typer(cache, name="cache")
 
 Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]
@@ -77,6 +79,83 @@ def select(
     from paser.standalone import select_rows
 
     select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
+
+
+@app.command()
+def damage(
+    original: Annotated[str, typer.Option(help="The dense model: a folder, or a file:, hf: or pypi: URI.")],
+    pruned: Annotated[
+        list[str], typer.Option(help="A pruned model, or NAME=MODEL; several give one figure.")
+    ],
+    pool: Annotated[
+        str | None,
+        typer.Option(help="Rows to measure on: a file or URI. Default: held-out rows of six capabilities."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for damage.csv, .json, .svg and .png.")] = Path("damage"),
+    pool_format: Annotated[
+        str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder, for rows without labels; default all-MiniLM-L6-v2.")
+    ] = None,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what pruning damaged, by capability, for one pruned model or several side by side.
+
+    Example: paser damage --original ./dense --pruned wanda=./wanda --pruned 2:4=./two-four --out ./damage
+    """
+    from paser.damage import FILES, profile_damage
+
+    profile = profile_damage(original, pruned, pool, out, pool_format, encoder, params)
+    if as_json:
+        _print_json(profile)
+        return
+    from paser.evaluation.damage import damage_table
+
+    console().print(damage_table(profile))
+    print(", ".join(str(out / name) for name in FILES))
+
+
+@models.command("inspect")
+def models_inspect(
+    model: Annotated[str, typer.Argument(help="A folder, a file:, hf: or pypi: URI, or BASE+ADAPTER.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a checkpoint is: parameters, zeros a layer, pattern, vocabulary, what can load it.
+
+    Example: paser models inspect ./pruned
+    """
+    from paser.models import inspection
+
+    found = inspection.inspect_uri(model)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        inspection.render(found, console())
+
+
+@models.command("convert")
+def models_convert(
+    pickle: Annotated[Path, typer.Argument(help="A pickled model, or a folder with pytorch_model*.bin.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the result; it must not exist or be empty.")],
+    original: Annotated[
+        Path | None,
+        typer.Option(help="The dense model: configuration and tokenizer, where the pickle has none."),
+    ] = None,
+) -> None:
+    """Take tensors and configuration out of a pickle, in a process of its own, without running any of it.
+
+    Example: paser models convert ./pytorch_model.bin ./pruned
+    """
+    from paser.models.conversion import convert
+
+    done = convert(pickle, out, original)
+    print(f"{done.out}: {done.tensors} tensors")
+    if done.stand_ins:
+        print(f"not loaded, only their values read: {', '.join(done.stand_ins)}")
+    for note in done.notes:
+        print(note)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -41,11 +41,107 @@ class PoolSettings(Group):
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
+class PruneOptions(Group):
+    """What one pruning scheme alone has, as `prune.options`; this one is for schemes without options."""
+
+
+_Options = TypeVar("_Options", bound=PruneOptions)
+
+
+class SparseGptOptions(PruneOptions):
+    block_size: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 128
+    dampening: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+
+
+class GlobalMagnitudeOptions(PruneOptions):
+    keep_at_least: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+
+
+class RandomOptions(PruneOptions):
+    ratios: Literal["uniform", "layerwise"] = "uniform"
+
+
+class GblmOptions(PruneOptions):
+    alpha: Annotated[float, Field(ge=0.0, le=1e6)] = 100.0
+
+
+class LlmPrunerOptions(PruneOptions):
+    spare_first: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    spare_last: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+
+
+class SliceGptOptions(PruneOptions):
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 8
+    slice_head: bool = False
+
+
+class CfspOptions(PruneOptions):
+    slope: Annotated[float, Field(ge=0.0, le=1000.0)] = 13.1
+    multiple: Annotated[int, Field(ge=1, le=1024)] = 1
+
+
+class DepthOptions(PruneOptions):
+    tokens: Literal["all", "last"] = "all"
+
+
+# Every pruning scheme by name, with the class of its options; the schemes are in paser/pruning/protocol.py.
+PRUNE_OPTIONS: dict[str, type[PruneOptions]] = {
+    "wanda": PruneOptions,
+    "sparsegpt": SparseGptOptions,
+    "magnitude": PruneOptions,
+    "global-magnitude": GlobalMagnitudeOptions,
+    "random": RandomOptions,
+    "gblm": GblmOptions,
+    "llm-pruner": LlmPrunerOptions,
+    "slicegpt": SliceGptOptions,
+    "flap": PruneOptions,
+    "cfsp": CfspOptions,
+    "depth": DepthOptions,
+}
+
+
 class PruneSettings(Group):
-    scheme: Literal["wanda"] = "wanda"
+    scheme: str = "wanda"
     sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     pattern: Literal["unstructured", "2:4", "4:8"] = "unstructured"
     max_tokens: Annotated[int, Field(ge=16, le=32768)] = 256
+    options: dict[str, Any] = Field(default_factory=dict)
+    external: str | None = None
+
+    @field_validator("scheme")
+    @classmethod
+    def scheme_is_known(cls, value: str) -> str:
+        if value not in PRUNE_OPTIONS:
+            raise ValueError(f"{value!r} is no pruning scheme; one of {', '.join(PRUNE_OPTIONS)}")
+        return value
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def options_may_be_left_out(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def options_are_of_the_scheme(self) -> Self:
+        kind = PRUNE_OPTIONS[self.scheme]
+        try:
+            kind.model_validate(self.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"][:1])
+            if first["type"] != "extra_forbidden":
+                raise ValueError(f"options.{key} is {first['input']!r}: {first['msg'].lower()}") from error
+            known = ", ".join(kind.model_fields) or "none"
+            others = [name for name, other in PRUNE_OPTIONS.items() if key in other.model_fields]
+            belongs = f"; it belongs to {', '.join(others)}" if others else ""
+            raise ValueError(
+                f"options.{key} is {first['input']!r}, but {self.scheme} has no such option "
+                f"(its options: {known}){belongs}"
+            ) from error
+        return self
+
+    def options_as(self, kind: type[_Options]) -> _Options:
+        """The options of the scheme, with its defaults; `kind` is the scheme's own class."""
+        return kind.model_validate(self.options)
 
     @model_validator(mode="after")
     def pattern_fits_sparsity(self) -> Self:

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy_and_lists_the_verbs(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     help_ = paser(tmp_path, "--help").stdout
-    for verb in ("demo", "select", "stage", "result", "audit", "cache"):
+    for verb in ("demo", "select", "damage", "models", "stage", "result", "audit", "cache"):
         assert f"\n  {verb} " in help_
     assert paser(tmp_path, "version").stdout.strip()
 

@@ -32,7 +32,7 @@ def test_commands_links_and_settings_exist(page: Path) -> None:
     for words in re.findall(r"(?m)(?:^ {4}|`)paser ((?:[a-z][a-z-]* ?)+)", text):
         parts = tuple(words.split())
         assert parts[:1] in known, f"{page.name}: paser {words}"
-        if parts[0] in ("audit", "cache"):
+        if parts[0] in ("audit", "cache", "models"):
             assert parts[:2] in known, f"{page.name}: paser {words}"
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
     for target in re.findall(r"(?:^ {4}|`)make ([a-z-]+)", text, flags=re.MULTILINE):

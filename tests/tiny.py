@@ -81,8 +81,21 @@ def make_tokenizer(chat: bool = True, extra: tuple[str, ...] = ()) -> Any:
     return fast
 
 
-def make_llama(path: Path, seed: int = 0, *, tokenizer: Any = None, context: int = 512) -> Path:
-    """A two-layer Llama in float32 with its tokenizer, saved as a plain transformers folder."""
+def make_llama(
+    path: Path,
+    seed: int = 0,
+    *,
+    tokenizer: Any = None,
+    context: int = 512,
+    hidden: int = 32,
+    inner: int = 64,
+    blocks: int = 2,
+    heads: int = 4,
+) -> Path:
+    """A two-layer Llama in float32 with its tokenizer, saved as a plain transformers folder.
+
+    Two query heads share one key-value head.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -92,16 +105,66 @@ def make_llama(path: Path, seed: int = 0, *, tokenizer: Any = None, context: int
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=context,
         tie_word_embeddings=True,
     )
     save_causal_lm(LlamaForCausalLM(config).eval(), tokenizer, path)
     return path
+
+
+def make_family(path: Path, family: str, *, layers: int = 3, tied: bool = True) -> Path:
+    """A tiny decoder of another family, with grouped-query attention and random biases where it has any."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from paser.models.loading import save_causal_lm
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        pad_token_id=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(std=0.1)
+            elif "norm" in name:
+                weight.add_(0.3 * torch.randn_like(weight))
+            elif weight.dim() == 2:
+                weight.normal_(std=0.15)
+    save_causal_lm(model, tokenizer, path)
+    return path
+
+
+def calibration(path: Path, count: int = 8) -> list[Any]:
+    """Encoded rows of the tiny pool, for the tokenizer of a saved model."""
+    from paser.models.loading import load_tokenizer
+    from paser.models.tokens import SampleEncoder
+    from paser.records import Sample
+
+    encoder = SampleEncoder(load_tokenizer(path))
+    return [
+        encoder.encode(Sample("tiny", str(i), "MIT", r["instruction"], r["input"], r["output"]), 200)
+        for i, r in enumerate(rows(count, seed=5))
+    ]
 
 
 def make_sparse(source: Path, path: Path, share: float = 0.5) -> Path:

@@ -53,7 +53,7 @@ def summarise(
         jsds = {m: capability.jsd[m][draws].mean(axis=1) for m in models}
         means.append((loss, jsd))
         resampled.append((losses, jsds))
-        damage = _interval(loss[PRUNED] - loss[ORIGINAL], losses[PRUNED] - losses[ORIGINAL])
+        damage = interval(loss[PRUNED] - loss[ORIGINAL], losses[PRUNED] - losses[ORIGINAL])
         why = _why_not_averaged(damage)
         entries.append(
             {
@@ -90,7 +90,7 @@ def _why_not_averaged(damage: Mapping[str, float]) -> str | None:
     return "the interval of its damage includes 0"
 
 
-def _interval(value: float, resampled: np.ndarray) -> dict[str, float]:
+def interval(value: float, resampled: np.ndarray) -> dict[str, float]:
     """Value with the 2.5th and 97.5th percentile; resamples without a finite value do not count."""
     import numpy as np
 
@@ -116,7 +116,7 @@ def _gap(means: Sequence[Any], resampled: Sequence[Any], model: str) -> dict[str
     value = float(ratio(means))
     if not abs(value) < float("inf"):
         return None
-    return {**_interval(value, ratio(resampled)), "above_one": value > 1}
+    return {**interval(value, ratio(resampled)), "above_one": value > 1}
 
 
 def _fidelity(means: Sequence[Any], resampled: Sequence[Any], model: str) -> dict[str, float] | None:
@@ -124,4 +124,4 @@ def _fidelity(means: Sequence[Any], resampled: Sequence[Any], model: str) -> dic
         return 1 - _ratio(sum(jsd[model] for _, jsd in parts), sum(jsd[PRUNED] for _, jsd in parts))
 
     value = float(ratio(means))
-    return _interval(value, ratio(resampled)) if abs(value) < float("inf") else None
+    return interval(value, ratio(resampled)) if abs(value) < float("inf") else None

@@ -1,7 +1,7 @@
 """Loading and saving causal language models and their tokenizers, from local files only.
 
 Checkpoints that are pickles are refused: unpickling runs code that the file's author chose. Remote
-code is never run.
+code is never run. Layers may have any shape (`shapes`, `sliced`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import PICKLES
 from paser.errors import ModelError
+from paser.models.checkpoint import ADAPTER_CONFIG, refuse_pickles
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_SAFE = "convert it to safetensors where you trust it (`save_pretrained` writes that), then come back"
 
 
 def model_directory(path: Path) -> Path:
@@ -39,7 +37,8 @@ def model_directory(path: Path) -> Path:
 
 
 def _holds_model(path: Path) -> bool:
-    return path.is_dir() and ((path / "config.json").exists() or any(path.glob("*.gguf")))
+    named = any((path / name).exists() for name in ("config.json", ADAPTER_CONFIG))
+    return path.is_dir() and (named or any(path.glob("*.gguf")))
 
 
 def _gguf(path: Path) -> str | None:
@@ -47,19 +46,6 @@ def _gguf(path: Path) -> str | None:
     if len(files) > 1:
         raise ModelError(f"{path} holds {len(files)} GGUF files: {', '.join(files)}", remedy="keep one")
     return files[0] if files and not (path / "config.json").exists() else None
-
-
-def refuse_pickles(path: Path) -> None:
-    """Raises if the weights of a model folder are only there as pickles."""
-    if any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
-        return
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        raise ModelError(
-            f"{path / pickles[0]} is a pickle; loading it could run code of its author, so it is refused",
-            remedy=_SAFE,
-        )
-    raise ModelError(f"{path} holds no weights", remedy="expected *.safetensors or one *.gguf file")
 
 
 def quiet_transformers() -> None:
@@ -76,7 +62,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     quiet_transformers()
     from transformers import AutoTokenizer
 
-    path = model_directory(path)
+    from paser.models.foreign import tokenizer_folder
+
+    path = tokenizer_folder(model_directory(path))
     extra: dict[str, Any] = {}
     if gguf := _gguf(path):
         extra["gguf_file"] = gguf
@@ -109,21 +97,28 @@ def load_causal_lm(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode, all weights in `dtype` on `device`.
 
-    Reads a Hugging Face folder with safetensors, or a folder with one GGUF file, which is dequantised. With
-    `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate spreads the model over
-    these devices, and the disk, in place of `device`.
+    Reads a Hugging Face folder with safetensors, also one whose layers have other shapes than config.json
+    says (see `shapes`), what others made of such a folder (see `foreign`), or a folder with one GGUF file,
+    which is dequantised. With `max_memory` (bytes of each device, see `precision.memory_shares`) accelerate
+    spreads the model over these devices, and the disk, in place of `device`. Raises ModelError when a tensor
+    is missing or layers do not fit together.
     """
     quiet_transformers()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    path = model_directory(path)
+    from paser.models.foreign import plain_folder
+    from paser.models.shapes import fitted_class
+
+    path = plain_folder(model_directory(path))
     refuse_pickles(path)
     extra: dict[str, Any] = {}
+    kind: Any = AutoModelForCausalLM
     if gguf := _gguf(path):
         extra["gguf_file"] = gguf
     else:
         extra["use_safetensors"] = True
+        kind = fitted_class(path) or kind
     if max_memory is not None:
         if gguf:
             raise ModelError(
@@ -132,8 +127,13 @@ def load_causal_lm(
             )
         extra |= {"device_map": "auto", "max_memory": dict(max_memory)}
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, trust_remote_code=False, **extra
+        model, loading = kind.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **extra,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -142,9 +142,49 @@ def load_causal_lm(
         ) from error
     if gguf:
         model = _without_quantisation(model)
+    else:
+        _check_complete(path, loading, strict=kind is not AutoModelForCausalLM)
     placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
     loaded: PreTrainedModel = placed.eval()
+    if not gguf and kind is not AutoModelForCausalLM:
+        _check_runs(path, loaded)
     return loaded
+
+
+def _check_runs(path: Path, model: PreTrainedModel) -> None:
+    """Raises ModelError where two tokens do not pass: in families that `shapes.check` does not know."""
+    import torch
+
+    from paser.models.packing import device_of
+
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device_of(model.get_input_embeddings()))
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{path}: its layers do not fit together: {_first_line(error)}",
+            remedy="prune it again so that what one layer gives is as wide as what the next one takes",
+        ) from error
+
+
+def _check_complete(path: Path, loading: Mapping[str, Any], *, strict: bool) -> None:
+    """Raises ModelError where weights were left unset, or, if `strict`, where a tensor has no place.
+
+    `loading` is what transformers says of it.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelError(
+            f"{path} lacks {len(missing)} tensors that config.json promises, {missing[0]} first",
+            remedy="fetch or save the model again with all of its files",
+        )
+    if strict and (unexpected := sorted(loading["unexpected_keys"])):
+        raise ModelError(
+            f"{path} has {len(unexpected)} tensors that its architecture has no place for, "
+            f"{unexpected[0]} first",
+            remedy="only linear layers may differ from config.json; convert the model with the tool that "
+            "pruned it",
+        )
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
@@ -162,10 +202,19 @@ def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_causal_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """A folder that plain transformers loads: safetensors, configuration, tokenizer."""
+    """A folder with safetensors, configuration and tokenizer that `load_causal_lm` reads.
+
+    Plain transformers reads it too, unless config.json cannot say what the layers are: then a README.md in
+    it says so, and how to load it.
+    """
+    from paser.models.shapes import card, describe
+
     directory.mkdir(parents=True, exist_ok=True)
+    describe(model)
     model.save_pretrained(directory, safe_serialization=True)
     tokenizer.save_pretrained(directory)
+    if text := card(model):
+        (directory / "README.md").write_text(text, encoding="utf-8")
 
 
 def vocabulary_mismatch(original: PreTrainedTokenizerBase, pruned: PreTrainedTokenizerBase) -> str | None:

@@ -133,19 +133,11 @@ def is_sparse(weight: torch.Tensor) -> bool:
 def linear_layers(directory: Path) -> list[str]:
     """Names of the linear layers of a saved model but the vocabulary projection, without its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model: Any = auto.from_config(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{directory}: config.json is not that of a causal language model: {error}",
-            remedy="save the model with `save_pretrained`",
-        ) from error
-    head = model.get_output_embeddings()
+    from paser.models.shapes import skeleton
+
+    model = skeleton(directory)
+    head: Any = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()

@@ -1,6 +1,6 @@
 """From a pruned model and a file of rows to a recovered model on disk: what `recover` and `control` share.
 
-The order matters: weights and adapter are saved, the zeros are compared on the saved files, provenance
+The order matters: weights and adapter are saved, shapes and zeros are compared on the saved files, provenance
 is written last, and only then are the checkpoints removed.
 """
 
@@ -43,12 +43,13 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
 
     `role` is `recovered` or `control`; `code` is the digest of the code that decides the result. The
     model is saved merged, in the dtype of the pruned one, with the adapter in `adapter/` inside. Raises
-    `StageError` for an empty selection, an altered row, or a zero that was lost.
+    `StageError` for an empty selection, an altered row, or a shape or zero that was lost.
     """
     from paser.lineage.provenance import write_provenance
     from paser.lineage.record import package_versions
     from paser.models.loading import load_causal_lm, load_tokenizer, model_directory, save_causal_lm
     from paser.models.precision import choose_device, choose_dtype, set_threads
+    from paser.models.shapes import other_shapes
     from paser.models.sparsity import measure, same_zeros
     from paser.models.tokens import SampleEncoder
     from paser.recovery.lora import fine_tune, forget, save_adapter
@@ -103,6 +104,11 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     merged.config.use_cache = use_cache
     save_causal_lm(merged.to(device="cpu", dtype=saved_dtype(pruned)), tokenizer, target)
 
+    if changed := other_shapes(pruned, target):
+        raise StageError(
+            f"{len(changed)} tensors changed their shape in training, {changed[0]} first",
+            remedy="this is an error of PASER: please report it with data/records/prune.json",
+        )
     if lost := same_zeros(pruned, target):
         raise StageError(
             f"{len(lost)} layers lost zeros of the pruned model in training, {lost[0]} first",

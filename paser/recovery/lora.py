@@ -31,8 +31,8 @@ IGNORED = -100
 ADAPTER_NOTE = """\
 # LoRA adapter, already merged into the model above
 
-The model this adapter was trained on is sparse. Its update counts only where the sparse weight is not
-zero: multiply `B A` by that mask before adding it. Loaded by peft alone, it would fill the zeros.
+Where a layer of the model this adapter was trained on is sparse, its update counts only where the weight is
+not zero: multiply `B A` by that mask before adding it. Loaded by peft alone, it would fill the zeros.
 """
 
 

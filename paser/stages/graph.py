@@ -67,7 +67,9 @@ STAGES: dict[str, Stage] = {
                 "data/sources/pool",
                 "data/sources/calibration",
                 "data/sources/evaluation",
+                "data/sources/pruned",
             ),
+            params=("prune.external",),
             code=("paser/sources",),
         ),
         Stage(
@@ -89,7 +91,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "prune",
-            inputs=("data/sources/original", "data/calibration.parquet"),
+            inputs=("data/sources/original", "data/sources/pruned", "data/calibration.parquet"),
             outputs=("data/models/original", "data/models/pruned"),
             params=("seed", "model", "prune"),
             code=(_MODELS, "paser/pruning"),

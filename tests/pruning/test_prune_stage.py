@@ -12,9 +12,9 @@ import yaml
 
 from paser.artifacts import file_digests, write_table
 from paser.errors import StageError
+from paser.pruning.achieved import check_zeros
 from paser.records import Sample, sample_to_row
 from paser.settings import PruneSettings
-from paser.stages.prune import check_achieved
 from tests import tiny
 
 
@@ -22,6 +22,8 @@ from tests import tiny
 def project(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     shutil.copytree(llama, root / "data/sources/original/tiny")
+    (root / "data/sources/pruned").mkdir(parents=True)
+    (root / "data/sources/pruned/note.json").write_text("{}")
     samples = [
         Sample("tiny", str(i), "MIT", row["instruction"], row["input"], row["output"])
         for i, row in enumerate(tiny.rows(8))
@@ -89,8 +91,8 @@ def test_a_missed_sparsity_fails_with_both_numbers(project: Path, record: dict[s
     from paser.models.sparsity import measure
 
     measured = measure(project / "data/models/pruned")
-    check_achieved(measured, PruneSettings(sparsity=0.505))
+    check_zeros(measured, PruneSettings(sparsity=0.505))
     with pytest.raises(StageError, match=r"60.0%.*50.0%"):
-        check_achieved(measured, PruneSettings(sparsity=0.6))
+        check_zeros(measured, PruneSettings(sparsity=0.6))
     with pytest.raises(StageError, match=r"2:4, but 14 layers do not keep it"):
-        check_achieved(measured, PruneSettings(pattern="2:4"))
+        check_zeros(measured, PruneSettings(pattern="2:4"))

@@ -154,6 +154,6 @@ def test_no_calibration_sample_is_a_clear_error(llama: Path) -> None:
 
 
 def test_schemes_by_name() -> None:
-    assert scheme("wanda") is schemes()["wanda"]
+    assert scheme("wanda") == schemes()["wanda"]
     with pytest.raises(StageError, match=r"'magic'.*\n.*wanda"):
         scheme("magic")

@@ -1,0 +1,278 @@
+"""The damage profile of pruned models, on anyone's models and rows, outside DVC: `paser damage`."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paser.artifacts import remove, sha256_path, staged, write_json
+from paser.cache import Cache
+from paser.errors import PaserError
+from paser.models.encoder import PromptEmbedder
+from paser.models.loading import model_directory
+from paser.models.tokens import SampleEncoder
+from paser.models.workload import ModelSet, fused_arrays, shared_tokenizer
+from paser.pool.build import Rows, Rules, build, clean_pool, kept_rows
+from paser.pool.clean import Kept, Withdrawals
+from paser.pool.formats import read_source
+from paser.progress import progress, say, warn
+from paser.settings import Settings, load_settings
+from paser.sources.catalog import Source, load_sources, source_from_uri
+from paser.sources.fetching import fetch_one
+from paser.standalone import DEFAULT_ENCODER
+
+if TYPE_CHECKING:
+    from paser.evaluation.gap import Measured
+    from paser.models.shards import Arrays
+
+FILES = ("damage.csv", "damage.json", "damage.svg", "damage.png")
+DEFAULT_SOURCES = Path(__file__).parent.parent / "data" / "sources.yaml"
+_FEW_ROWS = 10
+
+
+def profile_damage(
+    original: str,
+    pruned: Sequence[str],
+    pool: str | None,
+    out: Path,
+    pool_format: str = "auto",
+    encoder: str | None = None,
+    params: Path | None = None,
+) -> dict[str, Any]:
+    """Writes `FILES` to the folder `out` and returns what `damage.json` says.
+
+    `pruned` are models, each `NAME=MODEL` or a model alone; models and pool are folders, files or URIs.
+    Without a pool the held-out rows of the default sources are used. Capabilities are the labels of the rows
+    where there are any, else clusters of their prompts. One pruned model is scored at a time, and what was
+    scored is kept in the cache.
+    """
+    settings = load_settings(params) if params else Settings()
+    named = named_models(pruned)
+    _check_folder(out)
+    with tempfile.TemporaryDirectory(prefix="paser-") as work:
+        profile = _profile(original, named, pool, pool_format, encoder, settings, Path(work))
+    _write(out, profile)
+    return profile
+
+
+def named_models(pruned: Sequence[str]) -> dict[str, str]:
+    """`NAME=MODEL`, or a model alone, which is named after the last part of its path.
+
+    Raises `PaserError` for the same name twice.
+    """
+    found: dict[str, str] = {}
+    for text in pruned:
+        match = re.fullmatch(r"(?!(?:file|hf|pypi):)([^=/#]+)=(?!=)(.+)", text)
+        if match and not Path(text).exists():
+            name, model = match[1].strip(), match[2]
+        else:
+            name, model = _last_part(text), text
+        if name in found or name == "original":
+            raise PaserError(
+                f"--pruned {text!r}: the name {name!r} is taken",
+                remedy="give each model a name of its own: --pruned NAME=MODEL",
+            )
+        found[name] = model
+    return found
+
+
+def _last_part(text: str) -> str:
+    plain = re.sub(r"[#@].*$", "", re.sub(r"^(file|hf|pypi):", "", text)).rstrip("/")
+    return Path(plain).name or "pruned"
+
+
+def _check_folder(out: Path) -> None:
+    if out.resolve() == Path.cwd():
+        raise PaserError("--out is the working directory", remedy="name a new folder in it")
+    if out.exists() and (not out.is_dir() or any(path.name not in FILES for path in out.iterdir())):
+        raise PaserError(
+            f"{out} exists and holds more than an earlier profile", remedy="choose a new folder for --out"
+        )
+
+
+def _profile(
+    original: str,
+    named: Mapping[str, str],
+    pool: str | None,
+    pool_format: str,
+    encoder: str | None,
+    settings: Settings,
+    work: Path,
+) -> dict[str, Any]:
+    from paser.evaluation.damage import damage_profile
+
+    cache = Cache.of(Path.cwd())
+    paths: dict[str, Path] = {}
+    for number, (name, uri) in enumerate({"original": original, **named}.items()):
+        target = work / f"model-{number}"
+        fetch_one(source_from_uri(uri, "original", name=_source_name(name, number)), None, cache, target)
+        paths[name] = model_directory(target)
+    rules = _rules(SampleEncoder(shared_tokenizer(paths)), settings)
+    kept, benchmarks = _rows(pool, pool_format, rules, cache, work)
+    rows = kept_rows(kept)
+    kind = "label" if any(row["label"] for row in rows) else "cluster"
+    if kind == "label":
+        capabilities = [row["label"] or "unlabelled" for row in rows]
+    else:
+        capabilities = _clusters(rows, kept, encoder, settings, cache, work)
+    say(f"{len(rows):,} rows, {len(set(capabilities))} {kind}s, {len(named)} pruned models")
+    digests = {name: sha256_path(path) for name, path in paths.items()}
+    arrays: dict[str, Arrays] = {}
+    precision = ""
+    for name in named:
+        say(f"scoring {name}")
+        pair = {"original": paths["original"], "pruned": paths[name]}
+        models = ModelSet.load(pair, settings, cache)
+        both = {"original": digests["original"], "pruned": digests[name]}
+        arrays[name] = fused_arrays("damage", rows, models, both, settings.score, cache)
+        precision = models.precision
+        del models
+    usable = [
+        i
+        for i in range(len(rows))
+        if all(str(found["status"][i]) in ("ok", "cut") for found in arrays.values())
+    ]
+    if not usable:
+        raise PaserError(
+            "no row has finite logits in all models", remedy="`paser models inspect` looks for NaN"
+        )
+    excluded = len(rows) - len(usable)
+    measured = [
+        _measured(name, [i for i in usable if capabilities[i] == name], arrays)
+        for name in sorted({capabilities[i] for i in usable})
+    ]
+    return {
+        "capability_kind": kind,
+        "models": {name: {"source": uri, "sha256": digests[name]}
+                   for name, uri in {"original": original, **named}.items()},
+        "pool": pool or "held-out rows of the default sources",
+        "rows": len(usable),
+        "excluded_rows": excluded,
+        "seed": settings.seed,
+        "bootstrap": settings.evaluate.bootstrap,
+        "precision": precision,
+        "notes": _notes(measured, excluded, benchmarks),
+        **damage_profile(measured, list(named), settings.evaluate.bootstrap, settings.seed),
+    }  # fmt: skip
+
+
+def _source_name(name: str, number: int) -> str:
+    return name if re.fullmatch(r"[\w.-]+", name) else f"pruned-{number}"
+
+
+def _rules(encoder: SampleEncoder, settings: Settings) -> Rules:
+    return Rules(
+        count=encoder.count,
+        max_tokens=settings.pool.max_tokens,
+        near_duplicate=settings.pool.near_duplicate,
+        holdout_per_label=settings.pool.holdout_per_label,
+        share=settings.pool.share,
+        seed=settings.seed,
+        withdrawals=Withdrawals({}),
+    )
+
+
+def _rows(
+    pool: str | None, pool_format: str, rules: Rules, cache: Cache, work: Path
+) -> tuple[list[Kept], list[str]]:
+    """The rows to measure on, cleaned, and the public benchmarks they are items of."""
+    if pool is not None:
+        source = source_from_uri(pool, "pool", format=pool_format)
+        fetch_one(source, None, cache, work / "pool")
+        kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
+        if quarantine:
+            say(f"{len(quarantine)} rows are empty, too long or duplicates and are left out")
+        return kept, []
+    if not DEFAULT_SOURCES.exists():
+        raise PaserError(
+            "the default rows come with the repository, which is not installed here",
+            remedy="give your own with --pool FILE (a `label` in each row says its capability)",
+        )
+    sources = [s for s in load_sources(DEFAULT_SOURCES) if s.role in ("pool", "calibration")]
+    found: dict[str, list[Rows]] = {"pool": [], "calibration": []}
+    with progress("fetching", len(sources), "sources") as advance:
+        for source in sources:
+            found[source.role].append(_fetched(source, cache, work / "rows" / source.name))
+            advance()
+    built = build(found["pool"], found["calibration"], rules)
+    return built.holdout, sorted({s.benchmark for s in sources if s.benchmark})
+
+
+def _fetched(source: Source, cache: Cache, folder: Path) -> Rows:
+    fetch_one(source, DEFAULT_SOURCES.parent / "raw", cache, folder)
+    return Rows(source, read_source(folder, source))
+
+
+def _clusters(
+    rows: Sequence[Mapping[str, Any]],
+    kept: Sequence[Kept],
+    encoder: str | None,
+    settings: Settings,
+    cache: Cache,
+    work: Path,
+) -> list[str]:
+    """The cluster of each row, by number and name."""
+    from paser.method.grouping import group
+
+    source = source_from_uri(encoder or DEFAULT_ENCODER, "encoder", name="encoder")
+    fetch_one(source, None, cache, work / "encoder")
+    embedder = PromptEmbedder.load(work / "encoder", sha256_path(work / "encoder"), settings, cache)
+    vectors, _ = embedder(rows)
+    limits = settings.select.concepts, settings.select.phrase_words
+    grouping = group(
+        vectors,
+        vectors[:0],
+        lambda positions: [kept[i].sample.prompt for i in positions],
+        settings.cluster,
+        limits,
+        settings.seed,
+    )
+    names = {entry["cluster"]: entry["name"] for entry in grouping.describe()["clusters"]}
+    return [f"{cluster}: {names[int(cluster)]}" for cluster in grouping.labels]
+
+
+def _measured(name: str, members: Sequence[int], arrays: Mapping[str, Arrays]) -> Measured:
+    import numpy as np
+
+    from paser.evaluation.gap import ORIGINAL, Measured
+
+    where = np.array(members, dtype=np.int64)
+    first = next(iter(arrays.values()))
+    loss = {ORIGINAL: first["loss"][where]} | {m: found["loss_pruned"][where] for m, found in arrays.items()}
+    return Measured(name, loss, {m: found["jsd_pruned"][where] for m, found in arrays.items()})
+
+
+def _notes(measured: Sequence[Measured], excluded: int, benchmarks: Sequence[str]) -> list[str]:
+    notes = []
+    if few := [entry.name for entry in measured if entry.rows < _FEW_ROWS]:
+        notes.append(f"fewer than {_FEW_ROWS} rows, read with care: {', '.join(few)}")
+    if excluded:
+        warn(f"{excluded} rows have no finite result in all models and are left out")
+        notes.append(f"{excluded} rows have no finite result in all models and are left out")
+    if benchmarks:
+        notes.append(
+            f"rows are items of public benchmarks ({', '.join(benchmarks)}); this is no score on them"
+        )
+    return notes
+
+
+def _write(out: Path, profile: Mapping[str, Any]) -> None:
+    from paser.evaluation.damage import COLUMNS, long_rows
+    from paser.report.figures import damage_by_scheme
+
+    svg, png = damage_by_scheme(profile)
+    if out.exists():
+        remove(out)
+    with staged(out) as folder:
+        folder.mkdir(parents=True)
+        write_json(folder / "damage.json", dict(profile))
+        (folder / "damage.svg").write_text(svg, encoding="utf-8")
+        (folder / "damage.png").write_bytes(png)
+        with (folder / "damage.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(long_rows(profile))
