@@ -265,9 +265,6 @@ def describe(model: PreTrainedModel, **facts: str) -> None:
     enough, the block `paser` lists the shapes that differ. `facts` (scheme, base) go into that block; those
     that it has already stay.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config: Any = model.config
     before = getattr(config, BLOCK, None) or {}
     known = {key: value for key, value in before.items() if key in ("scheme", "base")} | facts
@@ -276,25 +273,36 @@ def describe(model: PreTrainedModel, **facts: str) -> None:
         return
     if hasattr(config, BLOCK):
         delattr(config, BLOCK)
-    for changes in (_even(model), {}):
+    different = _unlike(model, config)
+    if different and (changes := _even(model)):
         candidate = copy.deepcopy(config)
-        try:
-            for key, value in changes.items():
-                setattr(candidate, key, value)
-            with torch.device("meta"):
-                plain = AutoModelForCausalLM.from_config(candidate)
-        except ValueError:  # some families allow no such number of heads
-            continue
         for key, value in changes.items():
-            setattr(config, key, value)
-        if different := differences(model, plain):
-            setattr(config, BLOCK, {"layout": UNEVEN, "shapes": different, **known})
-        return
+            setattr(candidate, key, value)
+        rest = _unlike(model, candidate)
+        if rest is not None:
+            different = rest
+            for key, value in changes.items():
+                setattr(config, key, value)
+    if different:
+        setattr(config, BLOCK, {"layout": UNEVEN, "shapes": different, **known})
+
+
+def _unlike(model: PreTrainedModel, config: PreTrainedConfig) -> dict[str, list[int]] | None:
+    """What `model` has in other shapes than `config` gives; None where `config` gives no model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return differences(model, AutoModelForCausalLM.from_config(config))
+    except ValueError:  # some families allow no such number of heads
+        return None
 
 
 def _even(model: PreTrainedModel) -> dict[str, int]:
-    """The settings of the configuration that all blocks share, where they differ from it."""
+    """What all blocks share and the configuration says differently, as its settings."""
     found: dict[str, int] = {}
+    config: Any = model.config
     widths = {module.gate_proj.out_features for _, module in gated(model)}
     if len(widths) == 1:
         found["intermediate_size"] = widths.pop()
@@ -305,9 +313,10 @@ def _even(model: PreTrainedModel) -> dict[str, int]:
     if len(heads) == 1:
         names = ("num_attention_heads", "num_key_value_heads", "head_dim")
         found |= dict(zip(names, heads.pop(), strict=True))
-    config: Any = model.config
-    changed = {key for key, value in found.items() if getattr(config, key, None) != value}
-    return found if changed - {"head_dim"} else {}
+    said = {key: getattr(config, key, None) for key in found}
+    if any(not isinstance(value, int) for key, value in said.items() if key != "head_dim"):
+        return {}
+    return {key: value for key, value in found.items() if said[key] != value}
 
 
 CARD = """\
