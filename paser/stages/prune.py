@@ -148,7 +148,7 @@ def check_external(
             f"{folder} knows {model.config.vocab_size} tokens, the original {expected.vocab_size}",
             remedy=remedy,
         )
-    own = any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
+    own = any(any(folder.glob(name)) for name in ("tokenizer_config.json", "tokenizer.json", "*.gguf"))
     if own and (mismatch := vocabulary_mismatch(tokenizer, load_tokenizer(folder))):
         raise ModelError(f"{folder}: its tokenizer is not the original's: {mismatch}", remedy=remedy)
     for name, weight in model.state_dict().items():

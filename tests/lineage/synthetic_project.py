@@ -158,6 +158,7 @@ def _sources(data: Path) -> None:
     (data / "raw" / "notes.txt").write_text("raw\n", "utf-8")
     for role in ("original", "encoder", "pool", "calibration", "evaluation"):
         write_json(data / "sources" / role / "index.json", {"role": role, "sources": []})
+    write_json(data / "sources/pruned/note.json", {"note": "prune.external is null"})
     for source, *_ in CAPABILITIES.values():
         for role, name in (("pool", source), ("calibration", f"calibration-{source}")):
             (data / "sources" / role / name).mkdir()
