@@ -206,6 +206,17 @@ def _indexed(folder: Path, there: list[Path]) -> tuple[Path, ...]:
     return (*(folder / file for file in named), *masks)
 
 
+def gguf_file(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has no safetensors; raises `ModelError` when there are several."""
+    files = sorted(folder.glob("*.gguf"))
+    if any(path.name != ADAPTER_WEIGHTS for path in folder.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ModelError(f"{folder} holds {len(files)} GGUF files: {names}", remedy="keep one")
+    return files[0] if files else None
+
+
 def refuse_pickles(folder: Path) -> None:
     """Raises if the weights of a model folder are only there as pickles, or not at all."""
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):

@@ -28,6 +28,7 @@ from paser.models.checkpoint import (
     SafeTensors,
     Stored,
     Weights,
+    gguf_file,
     read_config,
     weight_files,
 )
@@ -82,7 +83,7 @@ def plain_folder(folder: Path) -> Path:
     The copy has dense tensors and is bfloat16 where the checkpoint was compressed. Its name is the digest of
     the folder's files, so that an altered folder is translated again.
     """
-    if not is_adapter(folder) and not (folder / CONFIG).exists():
+    if not is_adapter(folder) and (not (folder / CONFIG).exists() or gguf_file(folder)):
         return folder
     opened = open_folder(folder)
     if not opened.translated:

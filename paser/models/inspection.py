@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import PICKLES, files_below
 from paser.cache import Cache
 from paser.errors import ModelError
-from paser.models.checkpoint import ADAPTER_CONFIG, CONFIG, Stored, Weights, read_config, weight_files
+from paser.models.checkpoint import (
+    ADAPTER_CONFIG,
+    Stored,
+    Weights,
+    gguf_file,
+    read_config,
+    weight_files,
+)
 from paser.models.foreign import (
     ADAPTER,
     COMPRESSED,
@@ -209,11 +216,8 @@ def inspect(folder: Path, shown: str | None = None) -> Inspection:
 
     `shown` stands for the folder in the result.
     """
-    gguf = sorted(folder.glob("*.gguf"))
-    if gguf and not (folder / CONFIG).exists():
-        if len(gguf) > 1:
-            raise ModelError(f"{folder} holds {len(gguf)} GGUF files", remedy="keep one")
-        file = Gguf(gguf[0])
+    if not is_adapter(folder) and (only := gguf_file(folder)):
+        file = Gguf(only)
         opened = Opened(folder, GGUF, file.config, file, "dequantised")
         tokens: int | None = file.tokens or None
     else:

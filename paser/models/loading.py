@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paser.errors import ModelError
-from paser.models.checkpoint import ADAPTER_CONFIG, refuse_pickles
+from paser.models.checkpoint import ADAPTER_CONFIG, gguf_file, refuse_pickles
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,8 @@ def _holds_model(path: Path) -> bool:
 
 
 def _gguf(path: Path) -> str | None:
-    files = sorted(p.name for p in path.glob("*.gguf"))
-    if len(files) > 1:
-        raise ModelError(f"{path} holds {len(files)} GGUF files: {', '.join(files)}", remedy="keep one")
-    return files[0] if files and not (path / "config.json").exists() else None
+    found = gguf_file(path)
+    return found.name if found else None
 
 
 def quiet_transformers() -> None:
