@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +118,14 @@ def fitting(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
 def connect(runtime: RuntimeSettings) -> None:
     """Connects to Ray, or starts it on this machine until the process ends; a connection that stands is used.
 
-    A Ray of our own has no dashboard and takes only those who know this run's token.
+    A Ray of our own has no dashboard and takes only those who know this run's token (which Ray reads when it
+    is imported: a program that imported it before decides by itself).
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_worker_niceness", "0")  # an actor is the stage's own work, not background
     own = runtime.ray_address == "local"
-    if own and "RAY_AUTH_MODE" not in os.environ:
+    if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray

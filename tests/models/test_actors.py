@@ -6,7 +6,9 @@ One Ray of two cores serves the file; each actor has one thread.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -32,6 +35,12 @@ def settings(**runtime: Any) -> Settings:
     return parse_settings({"model": {"precision": "float32"}, "runtime": {"threads": 1, **runtime}}, "test")
 
 
+def score(changes: dict[str, Any]) -> dict[str, Any]:
+    """An update of settings, as `model_copy` takes it."""
+    return {"score": parse_settings(changes, "test").score}
+
+
+ROOT = Path(__file__).parent.parent.parent
 LOCAL = settings()
 RAY = settings(engine="ray", actors=2)
 
@@ -85,10 +94,10 @@ def test_without_ray_the_error_says_what_to_install(
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[int]:
     """Ray on this machine, as the stages start it; its parent process is this one."""
-    ray = pytest.importorskip("ray")
+    assert "ray" not in sys.modules, "Ray reads its token when it is imported"
     actors.connect(RAY.runtime)
     yield os.getpid()
-    ray.shutdown()
+    sys.modules["ray"].shutdown()
 
 
 @pytest.mark.slow
@@ -109,7 +118,8 @@ def test_scores_and_embeddings_are_those_of_one_process(
     found = score_rows(rows, models, DIGESTS, RAY.score, there)
     out, err = capfd.readouterr()
     assert found == expected
-    assert (out, err) == ("", "")
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("  score: ")] == []
     vectors, _ = PromptEmbedder.load(encoder, "digest", LOCAL, here)(rows)
     spread, _ = PromptEmbedder.load(encoder, "digest", RAY, there)(rows)
     np.testing.assert_array_equal(spread, vectors)
@@ -188,6 +198,83 @@ def test_an_actor_that_is_killed_loses_nothing(tmp_path: Path, cluster: int) -> 
     assert all(a["s"].dtype.kind == "U" and np.isnan(a["nan"]).all() for _, a in done)
 
 
+def busy_actors(parent: int) -> list[psutil.Process]:
+    """The actors below the process `parent` that compute something."""
+    found = []
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "MapWorker" in process.cmdline()[0] and process.cmdline()[0].endswith(".submit"):
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_when_an_actor_is_killed(
+    llama: Path, sparse_llama: Path, tmp_path: Path, cluster: int
+) -> None:
+    small = {"score": {"max_tokens": 256, "batch_tokens": 256}}
+    local, spread = LOCAL.model_copy(update=score(small)), RAY.model_copy(update=score(small))
+    paths, rows = {"original": llama, "pruned": sparse_llama}, table(300)
+    here, there = Cache(tmp_path / "here"), Cache(tmp_path / "there")
+    expected = score_rows(rows, ModelSet.load(paths, local, here), DIGESTS, local.score, here)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not (found := busy_actors(cluster)):
+            time.sleep(0.02)
+        time.sleep(1.0)
+        found[0].kill()
+        killed.append(found[0].pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = score_rows(rows, open_models(paths, DIGESTS, spread, there), DIGESTS, spread.score, there)
+    killer.join()
+    assert killed
+    assert found == expected
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from paser.cache import Cache
+from paser.models import shards
+from paser.models.workload import open_models, score_rows
+from tests.models.test_actors import DIGESTS, RAY, score, table
+
+shards.SHARD_SECONDS = 0.0
+paths = {"original": Path(sys.argv[1]), "pruned": Path(sys.argv[2])}
+wanted = RAY.model_copy(update=score({"score": {"max_tokens": 256, "batch_tokens": 256}}))
+cache = Cache(Path(sys.argv[3]))
+score_rows(table(300), open_models(paths, DIGESTS, wanted, cache), DIGESTS, wanted.score, cache)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_a_portion_at_most_and_leaves_no_process(
+    llama: Path, sparse_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-c", DRIVER, str(llama), str(sparse_llama), str(tmp_path / "cache")]
+    driver = subprocess.Popen(command, cwd=ROOT)
+    while not list((tmp_path / "cache").glob("score/*.npz")):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    below = psutil.Process(driver.pid).children(recursive=True)
+    assert below
+    driver.kill()
+    driver.wait()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert alive == []
+    local = LOCAL.model_copy(update=score({"score": {"max_tokens": 256, "batch_tokens": 256}}))
+    paths, rows = {"original": llama, "pruned": sparse_llama}, table(300)
+    results = []
+    for room in ("cache", "fresh"):
+        cache = Cache(tmp_path / room)
+        results.append(score_rows(rows, ModelSet.load(paths, local, cache), DIGESTS, local.score, cache))
+    assert "of 300 rows are kept from an earlier run" in capsys.readouterr().err
+    assert results[0] == results[1]
+
+
 @pytest.mark.slow
 def test_work_waits_until_someone_takes_its_results(tmp_path: Path, cluster: int) -> None:
     """What is pending is bounded by the actors, not by the length of the table."""
@@ -221,8 +308,6 @@ def test_more_actors_than_there_is_room_for_is_an_error(tmp_path: Path, cluster:
 @pytest.mark.slow
 def test_nothing_of_a_ray_of_our_own_answers_strangers(cluster: int) -> None:
     """No dashboard, no telemetry, and a token on everything that listens."""
-    import subprocess
-
     import ray
 
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
