@@ -1,7 +1,7 @@
 """Writes constraints-cuda.txt: the pins of constraints.txt and, behind them, what torch's CUDA build brings.
 
-pip resolves and downloads nothing but metadata. Run it where pip finds the CUDA build of torch (Linux, x86-64,
-no local CPU build in pip's reach), and again whenever constraints.txt changes.
+pip resolves and downloads nothing but metadata. Run it where pip finds the CUDA build of torch (Linux,
+x86-64, no local CPU build in pip's reach), and again whenever constraints.txt changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ".[flows,ray]"
 HEADER = """\
-# constraints.txt and the packages that torch's CUDA build needs, for workers with NVIDIA GPUs (see Dockerfile).
+# constraints.txt and the packages that torch's CUDA build needs, for workers with NVIDIA GPUs (Dockerfile).
 # Written by `python .ci/constraints_cuda.py`. Resolved by pip; never installed on a machine with a GPU.
 """
 
