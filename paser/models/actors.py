@@ -22,7 +22,6 @@ from paser.artifacts import sha256_path
 from paser.errors import ModelError, PaserError, SettingsError
 from paser.lineage.record import code_digest, package_versions
 from paser.models.shards import Arrays
-from paser.models.workload import CODE
 from paser.settings import RuntimeSettings
 
 if TYPE_CHECKING:
@@ -44,12 +43,14 @@ class Job:
     """One kind of work for a pool of actors.
 
     `worker(**arguments)` is made once in each actor; both must be importable or picklable. `files` are
-    folders that the worker reads, with their digests: another node must have them at the same path.
+    folders that the worker reads, with their digests: another node must have them at the same path. `code`
+    are files and folders of this package that decide the values (see `code_digest`).
     """
 
     worker: type[Any]
     arguments: Mapping[str, Any]
     files: Mapping[Path, str]
+    code: tuple[str, ...]
     runtime: RuntimeSettings
     threads: int
 
@@ -75,7 +76,7 @@ class Job:
         ]
         work = ray.data.from_arrow(tables).map_batches(
             _Actor,
-            fn_constructor_args=(self, _Here.now()),
+            fn_constructor_args=(self, _Here.now(self.code)),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
@@ -164,10 +165,10 @@ class _Here:
     code: str
 
     @classmethod
-    def now(cls) -> _Here:
+    def now(cls, code: tuple[str, ...]) -> _Here:
         import ray
 
-        return cls(ray.get_runtime_context().get_node_id(), package_versions(), code_digest(CODE))
+        return cls(ray.get_runtime_context().get_node_id(), package_versions(), code_digest(code))
 
 
 class _Actor:
@@ -180,14 +181,14 @@ class _Actor:
 
     def __call__(self, table: pa.Table) -> dict[str, list[bytes]]:
         if self._worker is None:
-            _check(self._job.files, self._driver)
+            _check(self._job, self._driver)
             self._worker = self._job.worker(**self._job.arguments)
         positions = table[_POSITION].to_numpy()
         return {_PORTION: [_packed({_POSITION: positions, **self._worker(table)})]}
 
 
-def _check(files: Mapping[Path, str], driver: _Here) -> None:
-    here, host = _Here.now(), socket.gethostname()
+def _check(job: Job, driver: _Here) -> None:
+    here, host = _Here.now(job.code), socket.gethostname()
     if here.code != driver.code:
         raise ModelError(
             f"node {host} has another version of paser than the driver",
@@ -202,7 +203,7 @@ def _check(files: Mapping[Path, str], driver: _Here) -> None:
         )
     if here.node == driver.node:
         return
-    for path, digest in files.items():
+    for path, digest in job.files.items():
         if not path.exists():
             raise ModelError(
                 f"node {host} has no {path}",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
+# What decides an embedding beside encoder, settings and libraries.
+CODE = ("paser/models", "paser/records.py")
 # Largest difference between a prompt embedded in a packed pass and by the encoder's own `encode`.
 _TOLERANCE = 1e-4
 # Texts in one portion of an actor's work.
@@ -97,7 +99,7 @@ class PromptEmbedder:
             "device": device,
             "threads": threads,
             "versions": package_versions(),
-            "code": code_digest(("paser/models", "paser/records.py")),
+            "code": code_digest(CODE),
         }
         return cls(encoder, determines, portions, cache)
 
@@ -151,7 +153,7 @@ def _by_actors(
 
     from paser.models.actors import Job
 
-    job = Job(_Embedding, arguments, {arguments["path"]: digest}, runtime, arguments["threads"])
+    job = Job(_Embedding, arguments, {arguments["path"]: digest}, CODE, runtime, arguments["threads"])
     portions = [range(begin, min(begin + _PORTION, len(texts))) for begin in range(0, len(texts), _PORTION)]
     for done, arrays in job.run([(p, pa.table({"text": [texts[i] for i in p]})) for p in portions]):
         yield done, arrays["vectors"]

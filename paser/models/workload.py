@@ -174,6 +174,7 @@ class ActorModels:
             _Scoring,
             {"paths": paths, "settings": actor, "cache": self.cache, "precision": self.precision},
             {path: self.digests[name] for name, path in paths.items()},
+            CODE,
             self.settings.runtime,
             self.threads,
         )

@@ -172,7 +172,7 @@ def portions(count: int, size: int = 3) -> list[tuple[list[int], pa.Table]]:
 
 def job(notes: Path, seconds: float = 0.0, **runtime: Any) -> Job:
     wanted = settings(engine="ray", actors=2, **runtime).runtime
-    return Job(Slow, {"notes": notes, "seconds": seconds}, {}, wanted, threads=1)
+    return Job(Slow, {"notes": notes, "seconds": seconds}, {}, (), wanted, threads=1)
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ class Broken:
 @pytest.mark.slow
 def test_an_error_in_an_actor_is_told_as_if_it_were_here(cluster: int) -> None:
     with pytest.raises(ModelError) as caught:
-        list(Job(Broken, {}, {}, RAY.runtime, threads=1).run(portions(2)))
+        list(Job(Broken, {}, {}, (), RAY.runtime, threads=1).run(portions(2)))
     assert str(caught.value) == "the weights are odd\n  remedy: use others"
 
 
@@ -302,7 +302,9 @@ def test_more_actors_than_there_is_room_for_is_an_error(tmp_path: Path, cluster:
     cores = os.cpu_count() or 1
     wanted = settings(engine="ray", actors=cores + 1).runtime
     with pytest.raises(SettingsError, match=f"runtime.actors is {cores + 1}, but Ray has room for {cores}"):
-        list(Job(Slow, {"notes": tmp_path, "seconds": 0.0}, {}, wanted, threads=1).run(portions(cores + 1)))
+        list(
+            Job(Slow, {"notes": tmp_path, "seconds": 0.0}, {}, (), wanted, threads=1).run(portions(cores + 1))
+        )
 
 
 @pytest.mark.slow

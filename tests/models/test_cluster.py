@@ -53,7 +53,7 @@ def on(address: str) -> RuntimeSettings:
 
 
 def test_two_nodes_share_the_work(address: str) -> None:
-    done = list(Job(Where, {}, {}, on(address), threads=1).run(portions(30)))
+    done = list(Job(Where, {}, {}, (), on(address), threads=1).run(portions(30)))
     assert sorted(p for positions, _ in done for p in positions) == list(range(90))
     assert len({str(arrays["node"][0]) for _, arrays in done}) == 2
 
@@ -73,7 +73,7 @@ def test_scores_of_two_nodes_are_those_of_one_process(
 
 def test_a_node_with_other_files_is_named(address: str, llama: Path, tmp_path: Path) -> None:
     for path, message in ((llama, "is not the driver's"), (tmp_path / "missing", "has no .*missing")):
-        job = Job(Where, {}, {path: "0" * 64}, on(address), threads=1)
+        job = Job(Where, {}, {path: "0" * 64}, (), on(address), threads=1)
         with pytest.raises(ModelError, match=message):
             list(job.run(portions(30)))
 
