@@ -22,6 +22,7 @@ from paser.artifacts import sha256_path
 from paser.errors import ModelError, PaserError, SettingsError
 from paser.lineage.record import code_digest, package_versions
 from paser.models.shards import Arrays
+from paser.progress import warn
 from paser.settings import RuntimeSettings
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 # Portions that an actor has in hand or before it; further ones wait in the driver.
 IN_FLIGHT = 2
+# A Ray that is starting has deadlines of its own, which a busy machine misses now and then.
+_ATTEMPTS = 3
+_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_worker_niceness": "0",  # an actor is the stage's own work, not background
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_raylet_start_wait_time_s": "120",
+}
 _POSITION, _PORTION = "position", "portion"
 
 
@@ -123,8 +132,8 @@ def connect(runtime: RuntimeSettings) -> None:
     is imported: a program that imported it before decides by itself).
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # an actor is the stage's own work, not background
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     own = runtime.ray_address == "local"
     if own and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -147,13 +156,23 @@ def connect(runtime: RuntimeSettings) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if own:
         quiet |= {"include_dashboard": False, "dashboard_host": "127.0.0.1"}
-    try:
-        ray.init(address=runtime.ray_address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise SettingsError(
-            f"runtime.ray_address: no Ray answers at {runtime.ray_address!r}: {str(error).splitlines()[0]}",
-            remedy="`ray start --head` starts one; `local` starts one for this run",
-        ) from error
+    for attempt in range(_ATTEMPTS if own else 1):
+        try:
+            ray.init(address=runtime.ray_address, **quiet)
+            return
+        except Exception as error:  # Ray raises this very class where its start takes too long
+            ray.shutdown()
+            if own and attempt < _ATTEMPTS - 1:
+                warn(f"Ray did not start ({_first_line(error)}); once more")
+                continue
+            raise SettingsError(
+                f"runtime.ray_address: no Ray answers at {runtime.ray_address!r}: {_first_line(error)}",
+                remedy="`ray start --head` starts one; `local` starts one for this run",
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -240,6 +259,6 @@ def _as_ours(error: Exception) -> PaserError:
                 return each
         found = getattr(found, "cause", None) or found.__cause__
     return ModelError(
-        f"Ray could not finish: {str(error).strip().splitlines()[-1]}",
+        f"Ray could not finish: {_first_line(error)}",
         remedy="run the stage again, it goes on where it stopped; Ray's logs are in /tmp/ray",
     )
