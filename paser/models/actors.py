@@ -36,7 +36,7 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_worker_niceness": "0",  # an actor is the stage's own work, not background
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_agent_register_timeout_ms": "120000",
 }
 _POSITION, _PORTION = "position", "portion"
 
