@@ -8,6 +8,7 @@ everything else, so neither a killed actor nor a killed driver costs more than s
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import secrets
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paser import errors
 from paser.artifacts import sha256_path
 from paser.errors import ModelError, PaserError, SettingsError
 from paser.lineage.record import code_digest, package_versions
@@ -36,9 +38,8 @@ _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_worker_niceness": "0",  # an actor is the stage's own work, not background
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_agent_register_timeout_ms": "120000",
 }
-_POSITION, _PORTION = "position", "portion"
+_POSITION, _PORTION, _FAILURE = "position", "portion", "failure"
 
 
 class Worker(Protocol):
@@ -94,11 +95,18 @@ class Job:
         )
         try:
             for batch in work.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for content in batch[_PORTION].to_pylist():
+                for content, failure in zip(
+                    *(batch[c].to_pylist() for c in (_PORTION, _FAILURE)), strict=True
+                ):
+                    if failure:
+                        raise _told(failure)
                     arrays = _unpacked(content)
                     yield arrays.pop(_POSITION).tolist(), arrays
         except RayError as error:
-            raise _as_ours(error) from error
+            raise ModelError(
+                f"Ray could not finish: {_first_line(error)}",
+                remedy="run the stage again, it goes on where it stopped; Ray's logs are in /tmp/ray",
+            ) from error
 
     def _actors(self) -> int:
         """How many actors to start; SettingsError where they do not fit."""
@@ -198,12 +206,17 @@ class _Actor:
         self._job, self._driver = job, driver
         self._worker: Worker | None = None
 
-    def __call__(self, table: pa.Table) -> dict[str, list[bytes]]:
-        if self._worker is None:
-            _check(self._job, self._driver)
-            self._worker = self._job.worker(**self._job.arguments)
+    def __call__(self, table: pa.Table) -> dict[str, list[Any]]:
+        try:
+            if self._worker is None:
+                _check(self._job, self._driver)
+                self._worker = self._job.worker(**self._job.arguments)
+            arrays = self._worker(table)
+        except PaserError as error:
+            told = json.dumps([type(error).__name__, error.problem, error.remedy])
+            return {_PORTION: [b""], _FAILURE: [told]}
         positions = table[_POSITION].to_numpy()
-        return {_PORTION: [_packed({_POSITION: positions, **self._worker(table)})]}
+        return {_PORTION: [_packed({_POSITION: positions, **arrays})], _FAILURE: [""]}
 
 
 def _check(job: Job, driver: _Here) -> None:
@@ -250,15 +263,8 @@ def _unpacked(content: bytes) -> Arrays:
         return {name: found[name] for name in found.files}
 
 
-def _as_ours(error: Exception) -> PaserError:
-    """The PaserError that an actor raised, else one that names what Ray says."""
-    found: Any = error
-    while found is not None:
-        for each in (found, getattr(found, "cause", None)):
-            if isinstance(each, PaserError):
-                return each
-        found = getattr(found, "cause", None) or found.__cause__
-    return ModelError(
-        f"Ray could not finish: {_first_line(error)}",
-        remedy="run the stage again, it goes on where it stopped; Ray's logs are in /tmp/ray",
-    )
+def _told(failure: str) -> PaserError:
+    """The error that an actor met; Ray itself would only hand on its text."""
+    kind, problem, remedy = json.loads(failure)
+    found: PaserError = getattr(errors, kind)(problem, remedy=remedy)
+    return found
