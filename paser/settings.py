@@ -314,7 +314,28 @@ class RuntimeSettings(Group):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     device_map: Literal["none", "auto"] = "none"
     threads: Annotated[int, Field(ge=0)] = 0
+    engine: Literal["local", "ray"] = "local"
+    ray_address: Annotated[str, Field(min_length=1)] = "local"
+    actors: Annotated[int, Field(ge=0)] = 0
+    gpus_per_actor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     cache_gb: Annotated[float, Field(ge=0.0)] = 20.0
+
+    @model_validator(mode="after")
+    def actors_have_one_device(self) -> Self:
+        if self.engine == "local":
+            return self
+        if self.device_map == "auto":
+            raise ValueError(
+                "device_map 'auto' spreads a model over devices, but engine 'ray' gives each actor one: "
+                "choose engine 'local' for models too large for one GPU"
+            )
+        if (self.device == "cuda") != (self.gpus_per_actor > 0) and self.device != "auto":
+            raise ValueError(
+                f"device '{self.device}' does not go with gpus_per_actor {self.gpus_per_actor:g}: "
+                "with engine 'ray', gpus_per_actor decides where the models compute"
+            )
+        return self
 
 
 class Settings(Group):

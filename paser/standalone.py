@@ -21,7 +21,7 @@ from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
 from paser.models.loading import model_directory
 from paser.models.tokens import SampleEncoder
-from paser.models.workload import ModelSet, score_rows, shared_tokenizer
+from paser.models.workload import open_models, score_rows, shared_tokenizer
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
 from paser.pool.clean import Withdrawals
 from paser.pool.formats import read_source
@@ -120,7 +120,8 @@ def _select(
         for row, cluster in zip(table, grouping.labels, strict=True)
     ]
     digests = {name: sha256_path(path) for name, path in models.items()}
-    scores = score_rows(table, ModelSet.load(models, settings, cache), digests, settings.score, cache)
+    opened = open_models(models, digests, settings, cache)
+    scores = score_rows(table, opened, digests, settings.score, cache)
     description = grouping.describe()
     names = {entry["cluster"]: entry["name"] for entry in description["clusters"]}
     columns = columns_of("pool", table)

@@ -6,7 +6,8 @@ others, and on a CPU this is several times faster than padded batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,23 @@ from paser.models.packing import hidden_packed, pack, packs, row_attention
 from paser.models.shards import Arrays, run_rows
 from paser.progress import warn
 from paser.records import row_to_sample
-from paser.settings import Settings
+from paser.settings import RuntimeSettings, Settings
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
     import torch
     from sentence_transformers import SentenceTransformer
 
+# What decides an embedding beside encoder, settings and libraries.
+CODE = ("paser/models", "paser/records.py")
 # Largest difference between a prompt embedded in a packed pass and by the encoder's own `encode`.
 _TOLERANCE = 1e-4
+# Texts in one portion of an actor's work.
+_PORTION = 512
 _PROBE = ("What is 2 plus 2?", "Describe the River Thames in three sentences, please.", "why")
+
+Portions = Callable[["Sequence[str]"], "Iterator[tuple[list[int], np.ndarray]]"]
 
 
 def load_encoder(path: Path, device: str = "cpu") -> SentenceTransformer:
@@ -60,7 +68,7 @@ class PromptEmbedder:
 
     encoder: SentenceTransformer
     determines: Mapping[str, Any]
-    batch_tokens: int
+    portions: Portions
     cache: Cache
 
     @classmethod
@@ -68,17 +76,32 @@ class PromptEmbedder:
         """The encoder at `path`, whose digest names the shards."""
         from paser.models.precision import choose_device, set_threads
 
-        runtime = settings.runtime
-        device, threads = choose_device(runtime.device), set_threads(runtime.threads)
+        runtime, batch_tokens = settings.runtime, settings.embed.batch_tokens
+        threads = set_threads(runtime.threads)
+        portions: Portions
+        if runtime.engine == "ray":
+            device = "cuda" if runtime.gpus_per_actor else "cpu"
+            encoder = load_encoder(path)
+            arguments = {
+                "path": path.resolve(),
+                "device": device,
+                "threads": threads,
+                "batch_tokens": batch_tokens,
+            }
+            portions = functools.partial(_by_actors, arguments, digest, runtime)
+        else:
+            device = choose_device(runtime.device)
+            encoder = load_encoder(path, device)
+            portions = functools.partial(embed, encoder, batch_tokens=batch_tokens)
         determines = {
             "encoder": digest,
-            "batch_tokens": settings.embed.batch_tokens,
+            "batch_tokens": batch_tokens,
             "device": device,
             "threads": threads,
             "versions": package_versions(),
-            "code": code_digest(("paser/models", "paser/records.py")),
+            "code": code_digest(CODE),
         }
-        return cls(load_encoder(path, device), determines, settings.embed.batch_tokens, cache)
+        return cls(encoder, determines, portions, cache)
 
     @property
     def width(self) -> int:
@@ -94,7 +117,7 @@ class PromptEmbedder:
             return np.zeros((0, self.width), dtype=np.float32), 0
 
         def compute(positions: list[int]) -> Iterator[tuple[list[int], Arrays]]:
-            for done, vectors in embed(self.encoder, [texts[p] for p in positions], self.batch_tokens):
+            for done, vectors in self.portions([texts[p] for p in positions]):
                 yield [positions[p] for p in done], {"vectors": vectors}
 
         row_ids = [str(row["row_id"]) for row in rows]
@@ -120,6 +143,39 @@ def embed(
     else:
         for position, text in enumerate(texts):
             yield [position], _alone(encoder, text)
+
+
+def _by_actors(
+    arguments: Mapping[str, Any], digest: str, runtime: RuntimeSettings, texts: Sequence[str]
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """What `embed` yields, from the actors of a Ray cluster."""
+    import pyarrow as pa
+
+    from paser.models.actors import Job
+
+    job = Job(_Embedding, arguments, {arguments["path"]: digest}, CODE, runtime, arguments["threads"])
+    portions = [range(begin, min(begin + _PORTION, len(texts))) for begin in range(0, len(texts), _PORTION)]
+    for done, arrays in job.run([(p, pa.table({"text": [texts[i] for i in p]})) for p in portions]):
+        yield done, arrays["vectors"]
+
+
+class _Embedding:
+    """The work of one actor: `embed` over the texts of a table."""
+
+    def __init__(self, path: Path, device: str, threads: int, batch_tokens: int) -> None:
+        from paser.models.precision import set_threads
+
+        set_threads(threads)
+        self._encoder, self._batch_tokens = load_encoder(path, device), batch_tokens
+
+    def __call__(self, table: pa.Table) -> Arrays:
+        import numpy as np
+
+        texts = table["text"].to_pylist()
+        vectors = np.zeros((len(texts), int(self._encoder.get_embedding_dimension() or 0)), dtype=np.float32)
+        for positions, found in embed(self._encoder, texts, self._batch_tokens):
+            vectors[positions] = found
+        return {"vectors": vectors}
 
 
 def _alone(encoder: SentenceTransformer, text: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from paser.models.checkpoint import ADAPTER_CONFIG, gguf_file, refuse_pickles
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def model_directory(path: Path) -> Path:
@@ -84,6 +84,26 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     return tokenizer
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The configuration of a model folder, without its weights."""
+    quiet_transformers()
+    from transformers import AutoConfig
+
+    path = model_directory(path)
+    gguf = _gguf(path)
+    extra: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, **extra
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{path}: the configuration cannot be read: {_first_line(error)}",
+            remedy="it must load with transformers' AutoConfig, without remote code",
+        ) from error
+    return config
 
 
 def load_causal_lm(

@@ -23,7 +23,7 @@ from paser.models.tokenwise import Compare, comparing
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Positions in one vocabulary projection, and about how many are collected before they are projected.
 CHUNK = 256
@@ -203,7 +203,7 @@ def project(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Longest sequence that the model was built for, in tokens; None when it does not say."""
-    found = getattr(model.config, "max_position_embeddings", None)
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence that a model was built for, in tokens; None when it does not say."""
+    found = getattr(config, "max_position_embeddings", None)
     return int(found) if found else None

@@ -6,26 +6,62 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.lineage.record import code_digest, package_versions
 from paser.method.divergence import Divergences
-from paser.models.packing import device_of
+from paser.models.packing import device_of, pack
 from paser.models.passes import FusedPass, context_length, head_of
 from paser.models.shards import Arrays, run_rows
-from paser.models.tokens import SampleEncoder
+from paser.models.tokens import Encoded, SampleEncoder
 from paser.progress import say, warn
 from paser.records import row_to_sample
 from paser.settings import ScoreSettings, Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import pyarrow as pa
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 # What decides a score beside models, settings and libraries.
 CODE = ("paser/models", "paser/method/divergence.py", "paser/records.py")
+# Forward passes in one portion of an actor's work.
+PASSES = 8
+
+
+class Models(Protocol):
+    """Several models that compare rows, wherever they are: here or in actors."""
+
+    @property
+    def encoder(self) -> SampleEncoder: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def devices(self) -> list[str]:
+        """Where the models compute."""
+        ...
+
+    def limit(self, max_tokens: int) -> int:
+        """`max_tokens`, or less where a model's context is shorter."""
+        ...
+
+    def groups(
+        self, samples: Sequence[Encoded], settings: ScoreSettings
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        """Positions in `samples` and the arrays of `FusedPass`, in portions of some seconds of work."""
+        ...
+
+
+def open_models(
+    paths: Mapping[str, Path], digests: Mapping[str, str], settings: Settings, cache: Cache
+) -> Models:
+    """The models at `paths`, the first one the reference, where `runtime.engine` wants them."""
+    if settings.runtime.engine == "ray":
+        return ActorModels.of(paths, digests, settings, cache)
+    return ModelSet.load(paths, settings, cache)
 
 
 @dataclass(frozen=True)
@@ -63,24 +99,141 @@ class ModelSet:
                 f"the models' vocabulary projections have different sizes: {widths}",
                 remedy="the pruned model must keep the original's vocabulary",
             )
-        encoder = SampleEncoder(tokenizer)
-        if encoder.template == "plain":
-            say("  the tokenizer has no chat template: a plain instruction/response template is used")
+        encoder = _sample_encoder(tokenizer)
         others = {name: loaded[name] for name in rest}
         return cls(loaded[first], others, encoder, str(dtype).removeprefix("torch."), threads)
 
     def devices(self) -> list[str]:
-        """Where the models compute."""
         modules = [m for model in (self.reference, *self.others.values()) for m in model.modules()]
         return sorted({str(device_of(m)) for m in modules if any(True for _ in m.parameters(recurse=False))})
 
     def limit(self, max_tokens: int) -> int:
-        """`max_tokens`, or less where a model's context is shorter."""
-        contexts = [context_length(m) for m in (self.reference, *self.others.values())]
-        shortest = min((c for c in contexts if c), default=max_tokens)
-        if shortest < max_tokens:
-            warn(f"samples are cut at the models' context of {shortest} tokens (asked: {max_tokens})")
-        return min(shortest, max_tokens)
+        return _limit([m.config for m in (self.reference, *self.others.values())], max_tokens)
+
+    def groups(
+        self, samples: Sequence[Encoded], settings: ScoreSettings
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        fused = FusedPass(self.reference, self.others, settings.temperature, settings.batch_tokens)
+        if not fused.packed:
+            say("  these models cannot read several rows in one pass: each row has a pass of its own")
+        yield from fused.groups(samples)
+
+
+@dataclass(frozen=True)
+class ActorModels:
+    """A `ModelSet` in each actor of a Ray cluster. Nothing is loaded here but the tokenizer."""
+
+    paths: Mapping[str, Path]
+    digests: Mapping[str, str]
+    settings: Settings
+    cache: Cache
+    encoder: SampleEncoder
+    device: str
+    precision: str
+    threads: int
+
+    @classmethod
+    def of(
+        cls, paths: Mapping[str, Path], digests: Mapping[str, str], settings: Settings, cache: Cache
+    ) -> ActorModels:
+        """Raises ModelError where vocabularies differ, SettingsError where Ray is missing or silent."""
+        from paser.models.actors import connect
+        from paser.models.precision import choose_dtype, set_threads
+
+        runtime = settings.runtime
+        connect(runtime)
+        device, threads = ("cuda" if runtime.gpus_per_actor else "cpu"), set_threads(runtime.threads)
+        wanted = settings.model.precision
+        if device == "cuda" and wanted == "auto":
+            wanted = "bfloat16"  # an actor on a GPU without it says so
+        precision = str(choose_dtype(wanted, device, cache)).removeprefix("torch.")
+        encoder = _sample_encoder(shared_tokenizer(paths))
+        return cls(dict(paths), dict(digests), settings, cache, encoder, device, precision, threads)
+
+    def devices(self) -> list[str]:
+        return ["cuda:0" if self.device == "cuda" else self.device]
+
+    def limit(self, max_tokens: int) -> int:
+        from paser.models.loading import load_config
+
+        return _limit([load_config(path) for path in self.paths.values()], max_tokens)
+
+    def groups(
+        self, samples: Sequence[Encoded], settings: ScoreSettings
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        from paser.models.actors import Job
+
+        paths = {name: path.resolve() for name, path in self.paths.items()}
+        update = {"device": self.device, "threads": self.threads, "engine": "local", "gpus_per_actor": 0.0}
+        runtime = self.settings.runtime.model_copy(update=update)
+        actor = self.settings.model_copy(update={"runtime": runtime, "score": settings})
+        if self.device == "cpu":
+            model = actor.model.model_copy(update={"precision": self.precision})
+            actor = actor.model_copy(update={"model": model})
+        job = Job(
+            _Scoring,
+            {"paths": paths, "settings": actor, "cache": self.cache, "precision": self.precision},
+            {path: self.digests[name] for name, path in paths.items()},
+            CODE,
+            self.settings.runtime,
+            self.threads,
+        )
+        lengths = [sample.tokens for sample in samples]
+        portions = pack(lengths, max(PASSES * settings.batch_tokens, *lengths))
+        yield from job.run([(portion, _table([samples[i] for i in portion])) for portion in portions])
+
+
+class _Scoring:
+    """The work of one actor: `FusedPass` over the samples of a table."""
+
+    def __init__(self, paths: Mapping[str, Path], settings: Settings, cache: Cache, precision: str) -> None:
+        self._models = ModelSet.load(paths, settings, cache)
+        self._settings = settings.score
+        if self._models.precision != precision:
+            raise ModelError(
+                f"this node's GPU computes in {self._models.precision}, not in {precision}",
+                remedy="set model.precision, which is the same on every node",
+            )
+
+    def __call__(self, table: pa.Table) -> Arrays:
+        import numpy as np
+
+        samples = [
+            Encoded(tuple(prompt), tuple(response), cut)
+            for prompt, response, cut in zip(
+                *(table[name].to_pylist() for name in ("prompt_ids", "response_ids", "cut")), strict=True
+            )
+        ]
+        done = list(self._models.groups(samples, self._settings))
+        order = np.argsort([p for positions, _ in done for p in positions], kind="stable")
+        return {name: np.concatenate([arrays[name] for _, arrays in done])[order] for name in done[0][1]}
+
+
+def _table(samples: Sequence[Encoded]) -> pa.Table:
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    return pa.table(
+        {
+            "prompt_ids": pa.array([sample.prompt_ids for sample in samples], ids),
+            "response_ids": pa.array([sample.response_ids for sample in samples], ids),
+            "cut": pa.array([sample.cut for sample in samples], pa.bool_()),
+        }
+    )
+
+
+def _limit(configs: Sequence[PretrainedConfig], max_tokens: int) -> int:
+    shortest = min((c for c in map(context_length, configs) if c), default=max_tokens)
+    if shortest < max_tokens:
+        warn(f"samples are cut at the models' context of {shortest} tokens (asked: {max_tokens})")
+    return min(shortest, max_tokens)
+
+
+def _sample_encoder(tokenizer: PreTrainedTokenizerBase) -> SampleEncoder:
+    encoder = SampleEncoder(tokenizer)
+    if encoder.template == "plain":
+        say("  the tokenizer has no chat template: a plain instruction/response template is used")
+    return encoder
 
 
 def shared_tokenizer(paths: Mapping[str, Path]) -> PreTrainedTokenizerBase:
@@ -102,7 +255,7 @@ def shared_tokenizer(paths: Mapping[str, Path]) -> PreTrainedTokenizerBase:
 def fused_arrays(
     title: str,
     rows: Sequence[Mapping[str, Any]],
-    models: ModelSet,
+    models: Models,
     digests: Mapping[str, str],
     settings: ScoreSettings,
     cache: Cache,
@@ -113,7 +266,6 @@ def fused_arrays(
     cut = sum(sample.cut for sample in encoded)
     if cut:
         warn(f"{cut} of {len(rows)} rows are longer than {limit} tokens and were cut at the end")
-    fused = FusedPass(models.reference, models.others, settings.temperature, settings.batch_tokens)
     determines = {
         "models": dict(digests),
         "max_tokens": limit,
@@ -128,9 +280,7 @@ def fused_arrays(
     }
 
     def compute(positions: list[int]) -> Iterator[tuple[list[int], Arrays]]:
-        if not fused.packed:
-            say("  these models cannot read several rows in one pass: each row has a pass of its own")
-        for done, arrays in fused.groups([encoded[p] for p in positions]):
+        for done, arrays in models.groups([encoded[p] for p in positions], settings):
             yield [positions[p] for p in done], arrays
 
     row_ids = [str(row["row_id"]) for row in rows]
@@ -140,7 +290,7 @@ def fused_arrays(
 
 def score_rows(
     pool: Sequence[Mapping[str, Any]],
-    models: ModelSet,
+    models: Models,
     digests: Mapping[str, str],
     settings: ScoreSettings,
     cache: Cache,

@@ -53,9 +53,10 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     from paser.models.sparsity import measure, same_zeros
     from paser.models.tokens import SampleEncoder
     from paser.recovery.lora import fine_tune, forget, save_adapter
+    from paser.recovery.processes import Together, threads_of_each
 
-    settings = run.settings.recover
-    threads = set_threads(run.settings.runtime.threads)
+    settings, processes = run.settings.recover, run.settings.runtime.processes
+    threads = set_threads(threads_of_each(run.settings.runtime.threads, processes))
     device = choose_device(run.settings.runtime.device)
     dtype = choose_dtype(run.settings.model.precision, device, run.cache)
     pruned = model_directory(run.input(PRUNED))
@@ -81,20 +82,26 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
             "dtype": number_type,
             "device": device,
             "threads": threads,
+            "processes": processes,
             "versions": package_versions(),
             "code": code,
         }
     )
     checkpoints = run.cache.entry("recover", key)
+    pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end_of_turn)
+    if processes > 1:
+        together = Together(
+            processes, pruned, number_type, device, threads, run.settings.seed, pad_id, checkpoints, role
+        )
+        together.train(training, settings)
     model = load_causal_lm(pruned, dtype=dtype, device=device)
     use_cache = model.config.use_cache
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end_of_turn
     adapted, facts = fine_tune(
         model,
         training,
         settings,
         seed=run.settings.seed,
-        pad_id=int(pad_id),
+        pad_id=pad_id,
         checkpoints=checkpoints,
         title=role,
     )
@@ -121,6 +128,8 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
         "template": encoder.template,
         "sparsity": sparsity.as_json(),
     }
+    if processes > 1:
+        noted["processes"] = processes
     write_provenance(
         target,
         role=role,

@@ -70,22 +70,33 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class Plan:
-    """Micro-batches and optimiser steps of a run, from the number of rows and the settings."""
+    """Micro-batches and optimiser steps of a run, from the number of rows and the settings.
+
+    `accumulation` counts the micro-batches of one process in one step. Of several processes each takes every
+    `processes`-th micro-batch, so the rows of a step are the same as in one process.
+    """
 
     rows: int
     micro_batch: int
     accumulation: int
     epochs: int
     warmup: float
+    processes: int = 1
 
     @classmethod
-    def of(cls, rows: int, settings: RecoverSettings) -> Plan:
-        accumulation = settings.batch_size // settings.micro_batch_size
-        return cls(rows, settings.micro_batch_size, accumulation, settings.epochs, settings.warmup)
+    def of(cls, rows: int, settings: RecoverSettings, processes: int = 1) -> Plan:
+        accumulation = settings.batch_size // (settings.micro_batch_size * processes)
+        size = settings.micro_batch_size
+        return cls(rows, size, accumulation, settings.epochs, settings.warmup, processes)
+
+    @property
+    def together(self) -> int:
+        """Rows in one micro-batch of every process."""
+        return self.micro_batch * self.processes
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(math.ceil(self.rows / self.micro_batch) / self.accumulation)
+        return math.ceil(math.ceil(self.rows / self.together) / self.accumulation)
 
     @property
     def steps(self) -> int:
@@ -98,7 +109,7 @@ class Plan:
     def rows_done(self, step: int) -> int:
         """Rows seen after `step` optimiser steps."""
         epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.rows + min(rest * self.accumulation * self.micro_batch, self.rows)
+        return epochs * self.rows + min(rest * self.accumulation * self.together, self.rows)
 
 
 def fine_tune(
@@ -110,8 +121,11 @@ def fine_tune(
     pad_id: int,
     checkpoints: Path,
     title: str = "recover",
+    processes: int = 1,
 ) -> tuple[PeftModel, TrainingFacts]:
     """Trains a LoRA adapter on `model` and returns the model with it (not merged).
+
+    With `processes` above 1 it is called in each of so many processes of an accelerate launch.
 
     The dtype of `model` decides the number type: bfloat16 weights are trained under bfloat16 autocast with
     a float32 adapter, float32 weights in float32. Resumes from the newest complete checkpoint in
@@ -124,16 +138,30 @@ def fine_tune(
     _check(model, rows, settings)
     torch.manual_seed(seed)
     adapted = add_adapter(model, settings)
-    plan = Plan.of(len(rows), settings)
-    resume = newest_complete(checkpoints)
+    plan = Plan.of(len(rows), settings, processes)
+    with _in_turn(processes) as first:
+        resume = newest_complete(checkpoints)
+    total = plan.rows * plan.epochs
     done = plan.rows_done(int(resume.name.removeprefix(PREFIX))) if resume else 0
-    if resume:
-        say(f"  {title}: resuming after {done:,} of {plan.rows * plan.epochs:,} rows")
-    with _plain_surroundings(), progress(title, plan.rows * plan.epochs - done, "rows") as advance:
+    if first and 0 < done < total:
+        say(f"  {title}: resuming after {done:,} of {total:,} rows")
+    with _plain_surroundings(), progress(title, total - done, "rows") as advance:
         trainer = _trainer(adapted, rows, settings, plan, seed, pad_id, checkpoints, advance)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return adapted, _facts(adapted, rows, plan, losses)
+
+
+@contextmanager
+def _in_turn(processes: int) -> Iterator[bool]:
+    """Within it the first process is before the others; yields whether this is the first."""
+    if processes == 1:
+        yield True
+        return
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        yield PartialState().is_main_process
 
 
 def add_adapter(model: PreTrainedModel, settings: RecoverSettings, *, masked: bool = True) -> PeftModel:
@@ -283,15 +311,17 @@ def _trainer(
 ) -> Any:
     """A Trainer subclass at work on `rows`; its class is built here because it needs transformers."""
     import torch
+    from accelerate.utils import gather_object
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     inner: Any = adapted.get_base_model()
     on_cpu = inner.device.type == "cpu"
+    alone = plan.processes == 1
 
     in_step: list[int] = []
 
     def not_finite(what: str, step: int, numbers: list[int]) -> StageError:
-        names = ", ".join(rows[number].row_id for number in numbers)
+        names = ", ".join(rows[number].row_id for number in numbers if number < len(rows))
         return StageError(
             f"the {what} is not finite at optimiser step {step} of {plan.steps}; rows of the batch: {names}",
             remedy="lower recover.learning_rate, or set model.precision: float32; "
@@ -309,11 +339,16 @@ def _trainer(
             numbers = inputs["rows"].tolist()
             in_step.extend(numbers)
             assert num_items_in_batch is not None
-            with self.accelerator.autocast():
-                loss = response_loss(inner, inputs, num_items_in_batch)
+            if alone:
+                with self.accelerator.autocast():
+                    loss = response_loss(inner, inputs, num_items_in_batch)
+            else:
+                # Through the wrapped model, which sums up gradients; it takes their mean, hence the factor.
+                loss = model(inputs, num_items_in_batch) * plan.processes
             if not torch.isfinite(loss):
                 raise not_finite("loss", self.state.global_step + 1, numbers)
-            advance(len(numbers))
+            if alone:
+                advance(len(numbers))
             return loss
 
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -325,11 +360,19 @@ def _trainer(
                 bool(torch.isfinite(p.grad).all()) for p in adapted.parameters() if p.grad is not None
             )
             if not finite:
-                raise not_finite("gradient", state.global_step + 1, in_step)
+                numbers = in_step if alone else sorted(gather_object(in_step))
+                raise not_finite("gradient", state.global_step + 1, numbers)
             in_step.clear()
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not alone and state.is_world_process_zero:
+                advance(plan.rows_done(state.global_step) - plan.rows_done(state.global_step - 1))
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seal(checkpoints / f"{PREFIX}{state.global_step}")
+            trainer.accelerator.wait_for_everyone()  # each process writes its own random state
+            if state.is_world_process_zero:
+                seal(checkpoints / f"{PREFIX}{state.global_step}")
+            trainer.accelerator.wait_for_everyone()
 
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -354,20 +397,44 @@ def _trainer(
         save_strategy="steps",
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         report_to=[],
         disable_tqdm=True,
         log_level="error",
     )
+    # One process has one GPU: with several in sight the Trainer would split each micro-batch over all.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    if not alone:
+
+        def forward(inputs: dict[str, torch.Tensor], tokens: torch.Tensor | int) -> torch.Tensor:
+            with trainer.accelerator.autocast():
+                return response_loss(inner, inputs, tokens)
+
+        adapted.__dict__["forward"] = forward
     trainer = ResponseTrainer(
         model=adapted,
         args=arguments,
-        train_dataset=[(number, row.encoded) for number, row in enumerate(rows)],
+        train_dataset=_shared_out([row.encoded for row in rows], plan),
         data_collator=lambda batch: collate(batch, pad_id),
         callbacks=[Guard()],
     )
+    if not alone:
+        torch.manual_seed(seed + arguments.process_index)  # dropout of its own for each
     trainer.model_accepts_loss_kwargs = True
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _shared_out(rows: Sequence[Encoded], plan: Plan) -> list[tuple[int, Encoded]]:
+    """Rows with their numbers, and behind them rows without a response, which teach nothing, until each of
+    several processes has as many micro-batches as the others."""
+    numbered = list(enumerate(rows))
+    if plan.processes == 1:
+        return numbered
+    nothing = Encoded(rows[0].prompt_ids[:1] * 2, ())
+    missing = -len(rows) % plan.together
+    return numbered + [(len(rows) + i, nothing) for i in range(missing)]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import read_json, read_rows, write_json, write_table
 from paser.errors import StageError
 from paser.evaluation.gap import Measured, summarise
-from paser.models.workload import ModelSet, finite, fused_arrays
+from paser.models.workload import finite, fused_arrays, open_models
 from paser.pool.build import read_sources
 from paser.progress import say, warn
 from paser.records import sample_to_row
@@ -38,8 +38,8 @@ def run(context: Context) -> None:
     control = context.input("data/models/control")
     if (control / "config.json").exists():
         paths[CONTROL] = control
-    models = ModelSet.load(paths, settings, context.cache)
     digests = {name: context.digest(f"data/models/{name}") for name in paths}
+    models = open_models(paths, digests, settings, context.cache)
     arrays = fused_arrays("evaluate", rows, models, digests, settings.score, context.cache)
     kind = "label" if any(row["label"] for row in holdout) else "cluster"
     for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paser.artifacts import read_rows, write_table
-from paser.models.workload import ModelSet, score_rows
+from paser.models.workload import open_models, score_rows
 from paser.progress import say, warn
 from paser.stages.run import Context
 
@@ -12,8 +12,8 @@ def run(context: Context) -> None:
     settings = context.settings
     pool = read_rows(context.input("data/pool.parquet"), "pool")
     paths = {name: context.input(f"data/models/{name}") for name in ("original", "pruned")}
-    models = ModelSet.load(paths, settings, context.cache)
     digests = {name: context.digest(f"data/models/{name}") for name in paths}
+    models = open_models(paths, digests, settings, context.cache)
     rows = score_rows(pool, models, digests, settings.score, context.cache)
     write_table(context.out("data/scores.parquet"), "scores", rows)
     counts = {name: sum(r["status"] == name for r in rows) for name in sorted({r["status"] for r in rows})}
