@@ -1,4 +1,4 @@
-"""Runs one command of a stage: its lines as they come, its progress, its end, and never beyond the flow's own."""
+"""Runs one command of a stage and passes on its lines as they come; it never outlives the flow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ TICK_SECONDS = 1.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # What DVC says around a stage; the rest is the stage's own.
 _OF_DVC = re.compile(
-    r"^(ERROR: failed to (reproduce|pull|push)|Running stage |> paser stage |Updating lock file|Generating lock file"
-    r"|To track the changes|\tgit add|To enable auto staging|\tdvc config|Use `dvc push`|WARNING: )|^\s*$"
+    r"^(ERROR: failed to (reproduce|pull|push)|Running stage |> paser stage |Updating lock file"
+    r"|Generating lock file|To track the changes|\tgit add|To enable auto staging|\tdvc config|Use `dvc push`"
+    r"|WARNING: )|^\s*$"
 )
 
 

@@ -46,8 +46,8 @@ class Node:
 class Freshness:
     """Whether DVC would run the stage now, and why (`score.batch_tokens changed`).
 
-    Of a fresh stage: `digests` of its outputs as `dvc.lock` has them, and a `key` made of command, parameters and
-    the digests of dependencies and outputs.
+    Of a fresh stage: `digests` of its outputs as `dvc.lock` has them, and a `key` made of command, parameters
+    and the digests of dependencies and outputs.
     """
 
     stage: str
@@ -151,11 +151,20 @@ def configure(project: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
             content[section] = {**content.get(section, {}), **values}
 
 
-def remote_name(project: Path) -> str | None:
-    """The name of the project's default remote."""
+def has_remote(project: Path) -> bool:
+    """Whether the project has a default remote."""
     with _repository(project, wait=60.0) as repo:
-        name: str | None = repo.config["core"].get("remote")
-        return name
+        return bool(repo.config["core"].get("remote"))
+
+
+def remote_result(project: Path, stage: str) -> bool:
+    """Gets the remote's run-cache; says whether it has a result of the stage's inputs as they lie here."""
+    with _repository(project, wait=60.0) as repo:
+        repo.stage_cache.pull(None)
+        known = {found.name: found for found in repo.index.stages if getattr(found, "name", None)}
+        known[stage].save_deps()
+        _OPEN.pop(project)[1].close()
+        return repo.stage_cache._load(known[stage]) is not None
 
 
 @contextmanager

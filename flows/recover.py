@@ -20,10 +20,10 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows import dvc_stage, shown, workspace
-from flows.errors import FlowError
 from flows.locking import one_at_a_time
 from flows.project import find_project
 from flows.stage_task import Job, run_stage
+from paser.errors import PaserError
 
 DONE = ("Cached", "Restored", "Completed")
 
@@ -62,16 +62,19 @@ def recover(
             futures: dict[str, PrefectFuture[Any]] = {}
             for node in nodes:
                 job = Job(place, node, node.name in forced, 60 * wait_minutes, extra, gpu_deployment)
-                futures[node.name] = run_stage.with_options(
+                stage_task: Any = run_stage.with_options(
                     task_run_name=node.name,
                     retries=node.retries,
-                    retry_delay_seconds=exponential_backoff(retry_seconds) if node.retries else None,
-                ).submit(job, wait_for=[futures[name] for name in node.upstream if name in futures])
+                    retry_delay_seconds=exponential_backoff(retry_seconds) if node.retries else 0,
+                )
+                futures[node.name] = stage_task.submit(
+                    job, wait_for=[futures[name] for name in node.upstream if name in futures]
+                )
             wait(list(futures.values()))
             states = {name: _ended(future.state) for name, future in futures.items()}
             lines = shown.stage_rows(place, {name: ended[:2] for name, ended in states.items()})
             shown.show(place, lines, f"{holder['name']} in {place}")
-    except FlowError as error:
+    except PaserError as error:
         return Failed(message=str(error))
     return _final(place, states)
 

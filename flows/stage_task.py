@@ -22,9 +22,9 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows import command, dvc_stage, gpu
-from flows.errors import FlowError
 from flows.shown import ProgressShown
 from paser.artifacts import fingerprint
+from paser.errors import PaserError
 
 BUSY_SECONDS = 2.0
 
@@ -52,7 +52,7 @@ def cache_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None
         return None
     try:
         seen = dvc_stage.look(job.project, job.node.name, job.wait_seconds)
-    except FlowError:
+    except PaserError:
         return None
     return (
         fingerprint({"project": str(job.project), "stage": seen.stage, "key": seen.key}) if seen.key else None
@@ -80,7 +80,7 @@ def run_stage(job: Job) -> State[dict[str, Any]]:
         after = dvc_stage.look(job.project, name, job.wait_seconds)
         if not after.fresh:
             return Failed(message=f"{name} ran, but DVC calls it stale: {_because(after, job)}")
-    except FlowError as error:
+    except PaserError as error:
         return Failed(message=str(error))
     seconds = time.monotonic() - started
     return Completed(name=state, message=message, data=_result(after, state, seconds))
