@@ -40,11 +40,14 @@ class Ended:
     def said(self) -> str:
         return "\n".join(self.own or self.lines)
 
+    def says(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
     @property
     def busy(self) -> bool:
         """Whether it failed only because another DVC command held what it needed."""
-        text = "\n".join(self.lines)
-        return self.code != 0 and ("it is being blocked by" in text or "Unable to acquire lock" in text)
+        busy = self.says("it is being blocked by") or self.says("Unable to acquire lock")
+        return self.code != 0 and busy
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.errors import Busy, FlowError
 from paser.artifacts import fingerprint
 
+T = TypeVar("T")
 POLL_SECONDS = 0.5
 # What DVC reads when it opens a project; digests of data are taken anew with each question.
 _READ_ONCE = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore", ".dvc/config", ".dvc/config.local")
@@ -113,9 +114,13 @@ def look(project: Path, stage: str, wait: float = 60.0) -> Freshness:
 
     Raises `Busy` when the lock is held for longer.
     """
+    return _patiently(lambda: _look(project, stage, wait), wait)
+
+
+def _look(project: Path, stage: str, wait: float) -> Freshness:
     with _repository(project, wait) as repo:
         known = {found.name: found for found in repo.index.stages if getattr(found, "name", None)}
-        found = _patiently(known[stage].status, wait)
+        found = known[stage].status()
         reasons = tuple(_reasons([part for parts in found.values() for part in parts]))
         entry = lock_entries(project, [stage]).get(stage, {})
     digests = {item["path"]: _digest(item) for item in entry.get("outs", [])}
@@ -171,6 +176,7 @@ def remote_result(project: Path, stage: str) -> bool:
 def _repository(project: Path, wait: float) -> Iterator[Any]:
     """DVC's view of the project as it is now, under DVC's own lock."""
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
 
     with _ONE_THREAD:
         lock = _open(project).lock
@@ -180,6 +186,8 @@ def _repository(project: Path, wait: float) -> Iterator[Any]:
                 yield _open(project, lock)
             finally:
                 lock.unlock()
+        except LockError:
+            raise
         except DvcException as error:
             raise FlowError(f"{project}: DVC says: {error}") from error
 
@@ -213,7 +221,8 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return (found.st_mtime_ns, found.st_size)
 
 
-def _patiently(call: Any, wait: float) -> Any:
+def _patiently(call: Callable[[], T], wait: float) -> T:
+    """Calls until nobody else holds a lock of DVC that is needed; holds none while it waits."""
     from dvc.lock import LockError
 
     deadline = time.monotonic() + wait

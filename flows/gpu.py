@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,6 +19,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
 LEASE_SECONDS = 60.0
 SLOTS = "PASER_GPU_SLOTS"
+_ONE_THREAD = threading.Lock()
 
 
 def limit_name() -> str:
@@ -27,7 +29,7 @@ def limit_name() -> str:
 def ensure_limit() -> str:
     """Makes this host's limit where it is missing: `PASER_GPU_SLOTS` slots, one by default."""
     name = limit_name()
-    with get_client(sync_client=True) as client:
+    with _ONE_THREAD, get_client(sync_client=True) as client:
         try:
             client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:

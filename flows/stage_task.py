@@ -6,7 +6,6 @@ stage ran. `Failed`: with the stage's own last lines.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -99,10 +98,9 @@ def started_by() -> dict[str, str]:
 def _run_here(job: Job) -> tuple[str, str]:
     name, log = job.node.name, get_run_logger()
     words = ["--wait-for-lock", "repro", "-s", *(["--force"] if job.force else []), name]
-    ids = started_by()
     with gpu.slot(job.node.gpu), tempfile.TemporaryDirectory(prefix="paser-") as folder:
         progress = ProgressShown(name, Path(folder) / "progress.json")
-        extra = {**job.extra, **ids, "PASER_PROGRESS_FILE": str(progress.path)}
+        extra = {**job.extra, **started_by(), "PASER_PROGRESS_FILE": str(progress.path)}
         deadline = time.monotonic() + job.wait_seconds
         while True:
             ended = command.run(
@@ -124,17 +122,11 @@ def _run_here(job: Job) -> tuple[str, str]:
         )
     if ended.code:
         return "Failed", f"{name} failed with exit code {ended.code}\n{ended.said}"
-    ran = _run_record(job).get("flow_run") == ids["PASER_FLOW_RUN_ID"]
-    return ("Completed", "the stage ran") if ran else ("Restored", "DVC had the result of these inputs")
-
-
-def _run_record(job: Job) -> dict[str, Any]:
-    try:
-        text = (job.project / f"data/records/{job.node.name}.run.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    found: dict[str, Any] = json.loads(text)
-    return found
+    if ended.says("didn't change, skipping"):
+        return "Cached", "another DVC command ran it meanwhile"
+    if ended.says("is cached - skipping run"):
+        return "Restored", "DVC had the result of these inputs"
+    return "Completed", "the stage ran"
 
 
 def _because(seen: dvc_stage.Freshness, job: Job) -> str:

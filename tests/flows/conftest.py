@@ -55,6 +55,7 @@ def toy(tmp_path: Path) -> Make:
         folder.mkdir()
         (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
         (folder / "source.txt").write_text("source\n")
+        (folder / "other.txt").write_text("other\n")
         (folder / "params.yaml").write_text("seed: 1\n")
         projects.run(folder, "git", "init", "-q")
         projects.run(folder, "dvc", "init", "-q")

@@ -116,7 +116,7 @@ def test_a_change_runs_the_stages_it_reaches_and_no_others(toy: Make) -> None:
     folder = toy(
         a={"cmd": "cp source.txt a.txt", "deps": ["source.txt"], "outs": ["a.txt"]},
         b={"cmd": "cp a.txt b.txt", "deps": ["a.txt"], "outs": ["b.txt"]},
-        c={"cmd": "echo c > c.txt", "deps": ["dvc.yaml"], "outs": ["c.txt"]},
+        c={"cmd": "cp other.txt c.txt", "deps": ["other.txt"], "outs": ["c.txt"]},
     )
     assert set(not_cached(run(folder))) == {"a", "b", "c"}
     assert nothing_to_do(folder)
