@@ -22,9 +22,11 @@ test: $(READY)
 test-slow: $(READY)
 	pytest -q -m slow
 
-# Prefect's server, workers and deployments on this machine; PASER_PORT chooses the port.
+# Prefect's server, deployments and workers on this machine; PASER_HOST and PASER_PORT say where it listens,
+# POOLS which workers run here (cpu, gpu or both).
+POOLS ?= cpu,gpu
 serve: $(READY)
-	@$(BIN)/python -m flows.serve start
+	@$(BIN)/python -m flows.serve start --pools $(POOLS)
 
 stop: $(READY)
 	@$(BIN)/python -m flows.serve stop

@@ -29,15 +29,17 @@ from paser.artifacts import write_json
 from paser.errors import PaserError
 
 POOLS = ("cpu", "gpu")
-PORT = "PASER_PORT"
+PORT, HOST = "PASER_PORT", "PASER_HOST"
 HEARTBEAT_SECONDS = 30
 SILENT_SECONDS = 90
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
 
-def start(project: Path) -> None:
-    """Starts what is not running yet, and prints the UI's address.
+def start(project: Path, pools: tuple[str, ...] = POOLS) -> None:
+    """Starts what is not running yet, with a worker for each of `pools`, and prints the UI's address.
+
+    `PASER_PORT` and `PASER_HOST` say where the server listens: on 127.0.0.1:4200 by default.
 
     Raises `FlowError` when the port belongs to someone else or the server does not come up.
     """
@@ -52,15 +54,16 @@ def start(project: Path) -> None:
                 f"port {port} is taken by another program", remedy=f"end it, or set {PORT} to a free port"
             )
         print(f"starting the server (log: {folder / 'server.log'})", flush=True)
-        _spawn(folder, "server", [*prefect, "server", "start", "--port", str(port)])
+        where = ["--host", os.environ.get(HOST, "127.0.0.1"), "--port", str(port)]
+        _spawn(folder, "server", [*prefect, "server", "start", *where])
     wait_for_api(extra["PREFECT_API_URL"], START_SECONDS, lambda: _running(folder / "server.json"))
     _furnish()
     _deploy(project)
-    for pool in POOLS:
+    for pool in pools:
         if not _running(folder / f"worker-{pool}.json"):
             module = [sys.executable, "-m", "flows.serve", "worker", "--pool", pool]
             _spawn(folder, f"worker-{pool}", module)
-    print(f"workers: {', '.join(POOLS)}; deployments: see prefect.yaml; `make stop` ends all of it")
+    print(f"workers: {', '.join(pools)}; deployments: see prefect.yaml; `make stop` ends all of it")
     print(f"UI: {extra['PREFECT_API_URL'].removesuffix('/api')}", flush=True)
 
 
@@ -273,11 +276,14 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
     parser.add_argument("verb", choices=("start", "stop", "worker"))
     parser.add_argument("--project", help="folder of the project; by default this clone")
+    parser.add_argument("--pools", default=",".join(POOLS), help="pools that get a worker here")
     parser.add_argument("--pool", choices=POOLS, default="gpu", help="work pool of the worker")
     given = parser.parse_args(words)
     project = find_project(given.project)
     if given.verb == "start":
-        start(project)
+        if unknown := set(given.pools.split(",")) - set(POOLS):
+            raise FlowError(f"no pool is called {unknown.pop()!r}", remedy=f"one of {', '.join(POOLS)}")
+        start(project, tuple(given.pools.split(",")))
     elif given.verb == "stop":
         stop(project)
     else:
