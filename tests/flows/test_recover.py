@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import State
 
+from flows import dvc_stage
 from flows.recover import recover
 from paser.artifacts import read_json, sha256_file
 from tests import project as projects
@@ -106,10 +107,12 @@ def test_a_lost_output_brings_back_exactly_its_stage(done: Path, tmp_path: Path,
     assert "Stage 'select' is cached" in printed
 
 
-def test_without_dvcs_copy_the_stage_runs_and_what_depends_on_a_change_too(done: Path) -> None:
-    shutil.rmtree(done / ".dvc/cache")
+def test_an_output_that_dvc_has_no_copy_of_is_computed_again(done: Path) -> None:
+    digest = dvc_stage.look(done, "report").digests["data/report"]
+    (done / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).unlink()
     (done / "data/report/index.html").unlink()
     assert not_cached(run(done)) == {"report": "Completed"}
+    assert (done / "data/report/index.html").exists()
 
 
 def test_a_change_runs_the_stages_it_reaches_and_no_others(toy: Make) -> None:
@@ -145,23 +148,24 @@ def test_a_failed_stage_says_what_the_stage_said(done: Path) -> None:
 
 
 def test_a_run_with_overrides_leaves_the_project_alone(done: Path) -> None:
-    files = ["dvc.lock", "params.yaml", "data/report/index.html", "data/records/report.run.json"]
+    files = ["dvc.lock", "params.yaml", "data/clusters.json", "data/records/cluster.run.json"]
     before = [sha256_file(done / name) for name in files]
-    state = run(done, overrides={"report.map_rows": 90})
-    found = stages(state)
-    assert found["report"] == "Completed"
-    assert {how for name, how in found.items() if name != "report"} == {"Restored"}
+    changes = {"targets": ["cluster"], "overrides": {"cluster.k": 2}}
+    state = run(done, **changes)
+    assert stages(state) == {
+        "fetch": "Restored", "pool": "Restored", "embed": "Restored", "cluster": "Completed",
+    }  # fmt: skip
     place = Path(state.result()["project"])
     assert place.is_relative_to(done / ".paser/workspaces")
-    assert (place / "data/report/index.html").exists()
+    assert len(read_json(place / "data/clusters.json")["clusters"]) == 2
+    assert len(read_json(done / "data/clusters.json")["clusters"]) == 3
     assert [sha256_file(done / name) for name in files] == before
-    assert set(stages(run(done)).values()) == {"Cached"}
-    assert set(stages(run(done, overrides={"report.map_rows": 90})).values()) == {"Cached"}
+    assert set(stages(run(done, **changes)).values()) == {"Cached"}
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
-    [({"select.budgets": "9%"}, "budgets"), ({"select.budget": "900%"}, "at most 100")],
+    [({"select.budgets": "9%"}, "budgets"), ({"select.budget": "900%"}, "'900%' is not a share")],
 )
 def test_a_wrong_override_is_refused_before_anything_runs(
     done: Path, overrides: dict[str, Any], said: str
