@@ -59,9 +59,9 @@ def _measure(project: Path, extra: dict[str, str]) -> dict[str, Any]:
             stream.write("changed\n")
 
     _seconds(flow, project, extra)
-    fresh = [_seconds(flow, project, extra) for _ in range(REPEATS)]
-    ran, by_dvc = [], []
+    fresh, ran, by_dvc = [], [], []
     for _ in range(REPEATS):
+        fresh.append(_seconds(flow, project, extra))
         ran.append(_seconds(flow, project, extra, before=stale))
         repro = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", last]
         by_dvc.append(_seconds(repro, project, extra, before=stale))
@@ -70,7 +70,7 @@ def _measure(project: Path, extra: dict[str, str]) -> dict[str, Any]:
         "fresh": fresh,
         "one_stale": ran,
         "dvc": by_dvc,
-        "overhead": [a - median(fresh) - b for a, b in zip(ran, by_dvc, strict=True)],
+        "overhead": [a - b - c for a, b, c in zip(ran, fresh, by_dvc, strict=True)],
     }
 
 
@@ -118,7 +118,7 @@ def render(result: dict[str, Any]) -> str:
         [
             "## Flows",
             "",
-            f"Whole processes on a running server, medians of {len(result['fresh'])}, with Python's start: "
+            f"Whole processes on a running server, medians of {len(result['fresh'])} rounds: "
             f"`python -m flows.recover` with {result['stages']} fresh stages; and with one stale stage "
             f"({median(result['one_stale']):.1f} s), less that and less `dvc repro -s` by itself "
             f"({median(result['dvc']):.1f} s). The stages have the names, arrows and code dependencies of "

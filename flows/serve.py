@@ -179,6 +179,8 @@ def _furnish() -> None:
                 ),
                 actions=[
                     ChangeFlowRunState(
+                        name="Crashed",
+                        force=False,
                         state=StateType.CRASHED,
                         message=f"no heartbeat for {SILENT_SECONDS} s: its process died",
                     )
