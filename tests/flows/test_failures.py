@@ -92,7 +92,7 @@ def stage_processes(project: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "title"), [("score", "scoring"), ("recover", "recovered")])
+@pytest.mark.parametrize(("stage", "title"), [("score", "score"), ("recover", "recovered")])
 def test_a_worker_killed_in_the_middle_of_a_stage(
     undisturbed: Path, machine: Machine, tmp_path: Path, stage: str, title: str
 ) -> None:
