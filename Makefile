@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow serve stop worker lint format bench clean
 
 demo: $(READY)
 	@paser demo
@@ -21,6 +21,20 @@ test: $(READY)
 # What takes minutes or the real model.
 test-slow: $(READY)
 	pytest -q -m slow
+
+# Prefect's server, deployments and workers on this machine; PASER_HOST and PASER_PORT say where it listens,
+# POOLS which workers run here (cpu, gpu or both).
+POOLS ?= cpu,gpu
+serve: $(READY)
+	@$(BIN)/python -m flows.serve start --pools $(POOLS)
+
+stop: $(READY)
+	@$(BIN)/python -m flows.serve stop
+
+# A worker of another machine's server, which PREFECT_API_URL names: make worker POOL=gpu
+POOL ?= gpu
+worker: $(READY)
+	@$(BIN)/python -m flows.serve worker --pool $(POOL)
 
 lint: $(READY)
 	ruff check .
@@ -35,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PASER needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,flows]'
 	@touch $@
 
 # Benchmarks, about an hour and a half; NAME=scoring runs one. Needs PASER_BENCH_DATA.

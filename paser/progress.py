@@ -1,7 +1,13 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere, always with the time left."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, always with the time left.
+
+Where the variable `PASER_PROGRESS_FILE` names a file, that file has the state of the work as JSON, for
+whoever started the process and wants to show it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_SECONDS = 3.0
+FILE_SECONDS = 1.0
+PROGRESS_FILE = "PASER_PROGRESS_FILE"
 
 
 class Advance(Protocol):
@@ -51,7 +59,40 @@ def progress(title: str, total: float, unit: str = "rows") -> Iterator[Advance]:
     Plain lines come at most at each tenth of the work and every few seconds: short work shows none.
     """
     with (_bar if sys.stderr.isatty() else _lines)(title, total, unit) as advance:
-        yield advance
+        path = os.environ.get(PROGRESS_FILE)
+        yield _into_file(path, advance, title, total, unit) if path else advance
+
+
+def _into_file(path: str, shown: Advance, title: str, total: float, unit: str) -> Advance:
+    """An `advance` that also writes `{title, unit, done, total, seconds, left}`, at most once a second."""
+    start, last, done = time.monotonic(), 0.0, 0.0
+
+    def write(now: float) -> None:
+        spent = now - start
+        state = {
+            "title": title,
+            "unit": unit,
+            "done": done,
+            "total": total,
+            "seconds": round(spent, 1),
+            "left": round(spent * (total - done) / done, 1) if done else None,
+        }
+        partial = f"{path}.partial-{os.getpid()}"
+        with open(partial, "w", encoding="utf-8") as stream:
+            json.dump(state, stream)
+        os.replace(partial, path)
+
+    def advance(amount: float = 1.0) -> None:
+        nonlocal done, last
+        shown(amount)
+        done += amount
+        now = time.monotonic()
+        if now - last >= FILE_SECONDS or done >= total:
+            last = now
+            write(now)
+
+    write(start)
+    return advance
 
 
 @contextmanager

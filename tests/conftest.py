@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import project as projects
 from tests import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,3 +32,11 @@ def sparse_llama(llama: Path) -> Path:
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer sentence encoder."""
     return tiny.make_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Path:
+    """A project after `dvc repro`; whoever alters it works on a copy, or puts everything back."""
+    folder = projects.make_project(tmp_path_factory.mktemp("project") / "p", llama, encoder)
+    projects.run(folder, "dvc", "repro")
+    return folder

@@ -30,12 +30,10 @@ DATA_OUTPUTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Path:
+@pytest.fixture
+def done(finished: Path) -> Path:
     """A project after `dvc repro`."""
-    folder = projects.make_project(tmp_path_factory.mktemp("project") / "p", llama, encoder)
-    projects.run(folder, "dvc", "repro")
-    return folder
+    return finished
 
 
 def changed_stages(folder: Path) -> set[str]:

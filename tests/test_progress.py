@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from paser import progress
@@ -32,3 +35,25 @@ def test_lines_come_at_tenths_and_not_too_often(
             clock[0] += 0.001
             advance()
     assert capsys.readouterr().err == ""
+
+
+def test_a_file_tells_others_how_far_the_work_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv("PASER_PROGRESS_FILE", str(path))
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("work", 40, "steps") as advance:
+        assert json.loads(path.read_text())["done"] == 0
+        clock[0] += 10
+        advance(10)
+        state = json.loads(path.read_text())
+        assert state == {
+            "title": "work", "unit": "steps", "done": 10, "total": 40, "seconds": 10, "left": 30,
+        }  # fmt: skip
+        clock[0] += 0.5
+        advance(10)
+        assert json.loads(path.read_text()) == state
+        clock[0] += 0.1
+        advance(20)
+        assert json.loads(path.read_text())["done"] == 40
+    assert [found.name for found in tmp_path.iterdir()] == ["progress.json"]

@@ -35,6 +35,13 @@ from paser.progress import duration, say
 from paser.settings import Settings, load_settings
 from paser.stages.graph import Stage, stage
 
+# Who started the run, where someone says so: field of the run record -> environment variable.
+STARTED_BY = {
+    "flow_run": "PASER_FLOW_RUN_ID",
+    "worker": "PASER_WORKER",
+    "deployment": "PASER_DEPLOYMENT_ID",
+}
+
 
 @dataclass
 class Context:
@@ -180,7 +187,7 @@ def _run_facts(project: Path, name: str, started: datetime, seconds: float) -> d
         "cpus": os.cpu_count(),
         "commit": _git(project, "rev-parse", "HEAD"),
         "dirty": bool(_git(project, "status", "--porcelain", "--untracked-files=no")),
-    }
+    } | {field: os.environ[name] for field, name in STARTED_BY.items() if os.environ.get(name)}
 
 
 def _git(project: Path, *words: str) -> str | None:

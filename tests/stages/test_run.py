@@ -73,6 +73,22 @@ def test_record_has_digests_parameters_and_no_clock(project: Path, install: Call
     assert beside["host"] not in first.decode()
 
 
+def test_the_run_record_says_who_started_the_run(
+    project: Path, install: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(good)
+    path = project / "data/records/copy.run.json"
+    run_stage("copy", project)
+    assert not {"flow_run", "worker", "deployment"} & set(json.loads(path.read_text(encoding="utf-8")))
+    monkeypatch.setenv("PASER_FLOW_RUN_ID", "7c1d")
+    monkeypatch.setenv("PASER_WORKER", "night shift")
+    run_stage("copy", project)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert (found["flow_run"], found["worker"]) == ("7c1d", "night shift")
+    assert "deployment" not in found
+    assert "7c1d" not in (project / "data/records/copy.json").read_text(encoding="utf-8")
+
+
 def test_an_input_edited_during_the_run_fails_the_stage(
     project: Path, install: Callable[[Body], None]
 ) -> None:
