@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -152,6 +153,19 @@ def test_a_server_that_is_restarted(toy: Make, machine: Machine) -> None:
     again = machine.start_run("recover/on-demand")
     assert machine.ended(again)["type"] == "COMPLETED"
     assert machine.tasks(again) == {"a": "Cached"}
+
+
+def test_two_runs_of_a_deployment_at_once_queue_up(toy: Make, machine: Machine) -> None:
+    stage = {"cmd": "bash -c 'sleep 8; cp source.txt a.txt'", "deps": ["source.txt"], "outs": ["a.txt"]}
+    toy(a=stage).rename(machine.project)
+    shutil.copy(ROOT / "prefect.yaml", machine.project)
+    machine.serve("start")
+    runs = [machine.start_run("recover/on-demand") for _ in range(2)]
+    states = [machine.ended(run) for run in runs]
+    assert [state["type"] for state in states] == ["COMPLETED", "COMPLETED"]
+    assert sorted(machine.tasks(run)["a"] for run in runs) == ["Cached", "Completed"]
+    histories = [httpx.get(f"{machine.url}/flow_run_states/?flow_run_id={run}").json() for run in runs]
+    assert "AwaitingConcurrencySlot" in {state["name"] for history in histories for state in history}
 
 
 @pytest.mark.usefixtures("server")
