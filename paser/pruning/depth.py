@@ -28,8 +28,9 @@ def depth(
 ) -> PrunedModel:
     """Drops the whole blocks nearest to `settings.sparsity` of all, in place.
 
-    `seed` is not needed: there is no random choice. Departure: the last block always stays, as the paper
-    advises for its simpler rule. The paper looks at the last token of a sample, which is the default here.
+    `seed` is not needed: there is no random choice. Departures: the last block always stays, as the paper
+    advises for its simpler rule; the angle is a mean over all tokens, because the last token of a sample, at
+    which the paper looks (option `tokens: last`), is here the end of a turn and no text.
     """
     samples = usable(calibration, LEAST_TOKENS, "so that an angle is more than one sentence's")
     options = settings.options_as(DepthOptions)

@@ -49,7 +49,8 @@ def test_the_consecutive_blocks_with_the_smallest_angle_go(five_blocks: Path) ->
             if first + 2 < 5:
                 angles.append(slow_angle(entering[first], entering[first + 2]))
         expected += [sum(angles) / len(angles)] if angles else []
-    facts = depth(model, samples, PruneSettings(scheme="depth", sparsity=0.4), 17).report.facts
+    settings = PruneSettings(scheme="depth", sparsity=0.4, options={"tokens": "last"})
+    facts = depth(model, samples, settings, 17).report.facts
     assert facts["angular_distance"][:3] == pytest.approx(expected, abs=1e-5)
     best = expected.index(min(expected))
     assert facts["dropped_blocks"] == [best, best + 1]
@@ -60,7 +61,7 @@ def test_what_is_left_is_a_plain_model_of_the_blocks_in_between(five_blocks: Pat
 
     before: Any = load_causal_lm(five_blocks, dtype=torch.float32)
     model: Any = load_causal_lm(five_blocks, dtype=torch.float32)
-    settings = PruneSettings(scheme="depth", sparsity=0.4, options={"tokens": "all"})
+    settings = PruneSettings(scheme="depth", sparsity=0.4)
     dropped = depth(model, tiny.calibration(five_blocks), settings, 17).report.facts["dropped_blocks"]
     save_causal_lm(model, load_tokenizer(five_blocks), tmp_path / "m")
     plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
