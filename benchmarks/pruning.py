@@ -52,6 +52,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_variant(self) -> bool:
+        """Whether its scheme has a case with plainer settings."""
+        return self.pattern != "unstructured" or bool(self.options)
+
+    @property
     def settings(self) -> PruneSettings:
         given = {"scheme": self.scheme, "sparsity": self.sparsity, "pattern": self.pattern}
         return PruneSettings.model_validate(

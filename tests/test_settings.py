@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paser.errors import SettingsError
-from paser.settings import Budget, Settings, load_settings, parse_settings
+from paser.settings import PRUNE_OPTIONS, Budget, Settings, load_settings, parse_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +20,17 @@ def test_params_yaml_explains_and_equals_the_defaults() -> None:
         if ":" in line and not line.lstrip().startswith("#") and line.rstrip()[-1] != ":":
             above = text[number - 1].lstrip()
             assert above.startswith("#"), f"line {number + 1} has no comment: {line}"
+
+
+@pytest.mark.parametrize("scheme", PRUNE_OPTIONS)
+def test_params_yaml_names_the_options_of_each_scheme_with_their_defaults(scheme: str) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    comment = " ".join(line.strip(" #") for line in text.splitlines())
+    options = [
+        f"{name}: {str(field.default).lower().removesuffix('.0')}"
+        for name, field in PRUNE_OPTIONS[scheme].model_fields.items()
+    ]
+    assert not options or f"{scheme} {{{', '.join(options)}}}" in comment
 
 
 @pytest.mark.parametrize(
