@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from pathlib import Path
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # What `paser.method.concepts.Clash` says of itself in a decision's detail.
+_QUOTED = r"'(?:[^'\\]|\\.)*'|" + r'"(?:[^"\\]|\\.)*"'
 _CLASH = re.compile(
-    r"(?P<first>'.*?'|\".*?\") \(from (?P<first_row>\S+)\) and (?P<second>'.*?'|\".*?\") "
+    rf"(?P<first>{_QUOTED}) \(from (?P<first_row>\S+)\) and (?P<second>{_QUOTED}) "
     r"\(from (?P<second_row>\S+)\) are both known but were never together; "
     r"(?P<joined>\d+) of (?P<known>\d+) known pairs are joined"
 )
@@ -81,7 +83,7 @@ def parse_clash(detail: str) -> dict[str, Any] | None:
         return None
     parts: dict[str, Any] = found.groupdict()
     for key in ("first", "second"):
-        parts[key] = parts[key][1:-1]
+        parts[key] = ast.literal_eval(parts[key])
     return {**parts, "joined": int(parts["joined"]), "known": int(parts["known"])}
 
 
