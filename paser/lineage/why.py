@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import read_json
 from paser.errors import PaserError
-from paser.lineage.entry import Entry, Row
+from paser.lineage.entry import Entry, Row, string_array
 from paser.lineage.provenance import load_provenance
 from paser.lineage.query import Text, row_range
 from paser.lineage.sketch import DIGEST_BYTES
@@ -98,12 +98,15 @@ def _matching(entry: Entry, row: str | Text) -> list[Row]:
         if len(ids := pc.unique(found["row_id"])) > 1:
             raise PaserError(f"{len(ids)} rows begin with {row!r}", remedy="give more of the row id")
     elif row.row_id is not None:
-        found = rows.filter(pc.equal(rows["row_id"], row.row_id))
+        found = rows.filter(pc.is_in(rows["row_id"], value_set=string_array([row.row_id])))
     else:
         texts = entry.table("texts", "row_id", "prompt", "response")
-        wanted = pa.scalar(row.digest, pa.binary(DIGEST_BYTES))
-        hits = pc.or_(pc.equal(texts["prompt"], wanted), pc.equal(texts["response"], wanted))
-        found = rows.filter(pc.is_in(rows["row_id"], value_set=texts["row_id"].filter(hits).combine_chunks()))
+        wanted = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(DIGEST_BYTES), 1, [None, pa.py_buffer(row.digest or b"")]
+        )
+        hits = pc.or_(*(pc.is_in(texts[part], value_set=wanted) for part in ("prompt", "response")))
+        ids = string_array(texts["row_id"].filter(hits).to_pylist())
+        found = rows.filter(pc.is_in(rows["row_id"], value_set=ids))
     lines: list[Row] = found.to_pylist()
     return lines
 
@@ -128,8 +131,8 @@ def _decision(entry: Entry, line: Row, role: str) -> Row:
 def _one(table: pa.Table, row_id: str) -> Row:
     import pyarrow.compute as pc
 
-    place = pc.index(table["row_id"], row_id).as_py()
-    return table.slice(place, 1).to_pylist()[0] if place >= 0 else {}
+    (place,) = pc.index_in(string_array([row_id]), value_set=table["row_id"].combine_chunks()).to_pylist()
+    return {} if place is None else table.slice(place, 1).to_pylist()[0]
 
 
 def _finite(value: float | None) -> float | None:
