@@ -33,6 +33,7 @@ from paser.lineage.sketch import DIGEST_BYTES, SKETCH_BYTES, sketches, text_dige
 from paser.records import prompt_text, schema
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 ENTRY_VERSION = 2
@@ -202,19 +203,25 @@ def string_array(values: Sequence[str]) -> pa.Array:
     return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
+def _numbers(column: pa.Array) -> np.ndarray:
+    """Numbers without nulls; `to_numpy` would import pandas too."""
+    import numpy as np
+
+    return np.from_dlpack(column)
+
+
 def shares(rows: pa.Table, key: str) -> list[Row]:
     """Rows and tokens by column `key`, most tokens first: `[{name, rows, tokens}]`."""
     import numpy as np
 
-    names = rows[key].combine_chunks().dictionary_encode()
-    known = [*names.dictionary.to_pylist(), None]
-    codes = np.nan_to_num(names.indices.to_numpy(zero_copy_only=False), nan=len(known) - 1).astype(np.int64)
+    names = rows[key].combine_chunks().dictionary_encode(null_encoding="encode")
+    known, codes = names.dictionary.to_pylist(), _numbers(names.indices)
     counts = np.bincount(codes, minlength=len(known)).tolist()
-    tokens = np.bincount(codes, weights=rows["tokens"].to_numpy(), minlength=len(known)).tolist()
+    weights = _numbers(rows["tokens"].combine_chunks())
+    tokens = np.bincount(codes, weights=weights, minlength=len(known)).tolist()
     found = [
         {"name": "(none)" if name is None else str(name), "rows": count, "tokens": int(total)}
         for name, count, total in zip(known, counts, tokens, strict=True)
-        if count
     ]
     return sorted(found, key=lambda row: (-row["tokens"], row["name"]))
 
@@ -225,13 +232,16 @@ def cluster_shares(rows: pa.Table, clusters: Mapping[str, Any]) -> list[Row]:
     `rows` has columns `cluster`, `tokens` and `jsd`; non-finite scores are left out of the range.
     """
     import numpy as np
+    import pyarrow.compute as pc
 
     names = {item["cluster"]: item["name"] for item in clusters["clusters"]}
-    numbers, tokens, scores = (rows[name].to_numpy() for name in ("cluster", "tokens", "jsd"))
+    numbers, tokens = (_numbers(rows[name].combine_chunks()) for name in ("cluster", "tokens"))
+    scored = rows.filter(pc.is_valid(rows["jsd"]))
+    numbers_scored, scores = (_numbers(scored[name].combine_chunks()) for name in ("cluster", "jsd"))
     result = []
     for cluster in np.unique(numbers).tolist():
         part = numbers == cluster
-        finite = scores[part & np.isfinite(scores)].tolist()
+        finite = scores[(numbers_scored == cluster) & np.isfinite(scores)].tolist()
         result.append(
             {
                 "cluster": cluster,
