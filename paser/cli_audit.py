@@ -276,6 +276,7 @@ def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
     """
     from paser.lineage import verify as verifying
 
+    open_catalogue(HERE, None)
     checks = verifying.verify(model, entry)
     if as_json:
         print_json(verifying.as_json(checks))
@@ -300,6 +301,7 @@ def prove(
     from paser.artifacts import write_json
     from paser.lineage import proof as proving
 
+    open_catalogue(HERE, None)
     proof = proving.prove(model, row_id)
     if out is None:
         print_json(proof)
