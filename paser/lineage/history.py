@@ -80,7 +80,7 @@ def _digest(lock: str, commit: str) -> str | None:
 def _fetch(repository: Path, path: str, commit: str, target: Path) -> str | None:
     """None where DVC could restore the entry of a commit, else its last words."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "dvc", "get", "-q", "--rev", commit, "-o", str(target)]
+    command = [sys.executable, "-m", "dvc", "get", "--rev", commit, "-o", str(target)]
     done = subprocess.run(
         [*command, str(repository), path],
         cwd=target.parent,
