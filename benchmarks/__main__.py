@@ -19,7 +19,9 @@ from paser.artifacts import read_json, write_json
 from paser.errors import PaserError
 from paser.progress import duration, say
 
-NAMES = ("scoring", "ray", "clustering", "scale", "concepts", "selection", "pruning", "flows")
+NAMES = (
+    "scoring", "ray", "clustering", "scale", "concepts", "selection", "pruning", "flows", "audit",
+)  # fmt: skip
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 OPENING = """# Benchmarks
