@@ -15,6 +15,7 @@ CORE = (
     "paser/artifacts.py",
     "paser/cache.py",
     "paser/errors.py",
+    "paser/lineage/events.py",
     "paser/lineage/record.py",
     "paser/progress.py",
     "paser/records.py",
@@ -54,6 +55,8 @@ class Stage:
 _POOL = "data/pool.parquet"
 _HOLDOUT = "data/holdout.parquet"
 _MODELS = "paser/models"
+# What writes the proof into a model's folder; the rest of the audit only reads.
+_PROVENANCE = ("paser/lineage/merkle.py", "paser/lineage/provenance.py")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -84,7 +87,7 @@ STAGES: dict[str, Stage] = {
                 "data/calibration.parquet",
                 "data/quarantine.parquet",
             ),
-            params=("seed", "pool"),
+            params=("seed", "pool", "policy"),
             code=("paser/pool", "paser/sources", _MODELS),
         ),
         Stage(
@@ -139,14 +142,14 @@ STAGES: dict[str, Stage] = {
             inputs=("data/models/pruned", "data/selected.jsonl"),
             outputs=("data/models/recovered",),
             params=("seed", "model", "recover"),
-            code=(_MODELS, "paser/recovery", "paser/lineage"),
+            code=(_MODELS, "paser/recovery", *_PROVENANCE),
         ),
         Stage(
             "control",
             inputs=("data/models/pruned", "data/control.jsonl"),
             outputs=("data/models/control",),
             params=("seed", "model", "recover", "control"),
-            code=(_MODELS, "paser/recovery", "paser/lineage"),
+            code=(_MODELS, "paser/recovery", *_PROVENANCE),
         ),
         Stage(
             "evaluate",
