@@ -95,7 +95,8 @@ def schema(table: str) -> pa.Schema:
     """The column schema of one of the product's tables.
 
     Tables: `pool` (also holdout and calibration), `quarantine`, `clusters`, `scores`, `decisions`,
-    `evaluation`, `rows` (the audit's register of every row and its role).
+    `evaluation`, `rows` (the audit's register of every row and its role), `texts` (digests and sketches
+    of their texts, by which they are found again).
     """
     import pyarrow as pa
 
@@ -124,8 +125,14 @@ def schema(table: str) -> pa.Schema:
             ("model", text), ("loss", number), ("jsd", number),
             ("response_tokens", count), ("status", text),
         ],
-        "rows": [*origin, ("label", text), ("benchmark", text), ("role", text),
-                 ("cluster", count), ("reason", text), ("occurrences", _occurrences())],
+        "rows": [
+            *origin, ("label", text), ("benchmark", text), ("role", text), ("cluster", count),
+            ("reason", text), ("detail", text), ("duplicate_of", text), ("occurrences", _occurrences()),
+        ],
+        "texts": [
+            ("row_id", text), ("prompt", pa.binary(16)), ("response", pa.binary(16)),
+            ("prompt_sketch", pa.binary(32)), ("response_sketch", pa.binary(32)),
+        ],
     }  # fmt: skip
     if table not in columns:
         raise PaserError(f"unknown table {table!r}", remedy=f"one of {', '.join(columns)}")

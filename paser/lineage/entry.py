@@ -6,32 +6,40 @@ from the other files: whoever holds the entry can derive it again and compare.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import (
     file_digests,
     json_text,
+    read_columns,
     read_json,
     read_jsonl,
     read_rows,
     sha256_path,
+    write_batches,
     write_json,
-    write_table,
 )
 from paser.errors import PaserError, StageError
 from paser.lineage.chain import Record, artefacts, chain_order, digest_of
 from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.sketch import DIGEST_BYTES, SKETCH_BYTES, sketches, text_digest
+from paser.records import prompt_text, schema
 
-ENTRY_VERSION = 1
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENTRY_VERSION = 2
 ENTRY = "entry.json"
 RECORDS = "records"
 ROWS = "rows.parquet"
+TEXTS = "texts.parquet"
 MODEL = "data/models/recovered"
 # Name inside the entry -> path in the project.
 COPIES: dict[str, str] = {
@@ -46,97 +54,173 @@ COPIES: dict[str, str] = {
 POOL, HOLDOUT, CALIBRATION = "data/pool.parquet", "data/holdout.parquet", "data/calibration.parquet"
 QUARANTINE, CLUSTERS = "data/quarantine.parquet", "data/clusters.parquet"
 TABLES = (POOL, HOLDOUT, CALIBRATION, QUARANTINE, CLUSTERS)
+REGISTER = {"pool": POOL, "holdout": HOLDOUT, "calibration": CALIBRATION, "quarantine": QUARANTINE}
+_READ = ("row_id", "source", "source_row", "license", "label", "benchmark")
+_REGISTERED = {
+    **dict.fromkeys(REGISTER, (*_READ, "occurrences")),
+    "quarantine": (*_READ, "reason", "detail", "duplicate_of"),
+}
+_BATCH = 1 << 16
 ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined")
+ORIGIN = ("source", "source_row", "license")
 
 Row = dict[str, Any]
 
 
 def register(
     *,
-    pool: list[Row],
-    holdout: list[Row],
-    calibration: list[Row],
-    quarantine: list[Row],
-    decisions: list[Row],
-    clusters: list[Row],
-) -> list[Row]:
+    pool: pa.Table,
+    holdout: pa.Table,
+    calibration: pa.Table,
+    quarantine: pa.Table,
+    decisions: pa.Table,
+    clusters: pa.Table,
+) -> pa.Table:
     """Table `rows`: every row that was read, with its role, cluster, reason and occurrences; no texts.
 
-    The order is that of the tables: pool, holdout, calibration, quarantine.
+    The order is that of the tables: pool, holdout, calibration, quarantine. `detail` and `duplicate_of` are
+    those of quarantined rows; the detail of a decision stands in `decisions`.
     """
-    decided = {row["row_id"]: row for row in decisions}
-    cluster_of = {(row["split"], row["row_id"]): row["cluster"] for row in clusters}
-    rows = []
-    for row in pool:
-        decision = decided.get(row["row_id"])
-        if decision is None:
-            raise PaserError(
-                f"data/decisions.parquet: row {row['row_id']} of the pool has no decision",
-                remedy="`dvc repro select` decides every row",
-            )
-        role = "trained" if decision["decision"] == "accepted" else "rejected"
-        rows.append(_registered(row, role, decision["cluster"], decision["reason"]))
-    for row in holdout:
-        rows.append(_registered(row, "held_out", cluster_of.get(("holdout", row["row_id"])), None))
-    for row in calibration:
-        rows.append(_registered(row, "calibrated", None, None))
-    for row in quarantine:
-        rows.append(_registered(row, "quarantined", None, row["reason"]))
-    return rows
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = pc.index_in(pool["row_id"], value_set=decisions["row_id"].combine_chunks()).combine_chunks()
+    if places.null_count:
+        row_id = pool["row_id"][pc.index(places.is_null(), True).as_py()].as_py()
+        raise PaserError(
+            f"data/decisions.parquet: row {row_id} of the pool has no decision",
+            remedy="`dvc repro select` decides every row",
+        )
+    accepted = pc.equal(decisions["decision"].take(places), "accepted")
+    held = clusters.filter(pc.equal(clusters["split"], "holdout"))
+    held_places = pc.index_in(holdout["row_id"], value_set=held["row_id"].combine_chunks())
+    return pa.concat_tables(
+        [
+            _registered(
+                pool,
+                pc.if_else(accepted, "trained", "rejected"),
+                cluster=decisions["cluster"].take(places),
+                reason=decisions["reason"].take(places),
+            ),
+            _registered(holdout, "held_out", cluster=held["cluster"].take(held_places)),
+            _registered(calibration, "calibrated"),
+            _registered(
+                quarantine,
+                "quarantined",
+                **{name: quarantine[name] for name in ("reason", "detail", "duplicate_of")},
+            ),
+        ]
+    )
 
 
-def _registered(row: Row, role: str, cluster: int | None, reason: str | None) -> Row:
-    origin = {key: row[key] for key in ("source", "source_row", "license")}
-    return {
-        "row_id": row["row_id"],
-        **origin,
-        "label": row["label"],
-        "benchmark": row["benchmark"],
-        "role": role,
-        "cluster": cluster,
-        "reason": reason,
-        "occurrences": row.get("occurrences") or [origin],
-    }
+def _registered(rows: pa.Table, role: Any, **known: Any) -> pa.Table:
+    """Rows of one table as rows of the register; columns that are not `known` are null."""
+    import pyarrow as pa
+
+    columns = {name: rows[name] for name in ("row_id", *ORIGIN, "label", "benchmark")}
+    columns |= known
+    columns["role"] = pa.array([role] * rows.num_rows, pa.string()) if isinstance(role, str) else role
+    columns["occurrences"] = _occurrences(rows)
+    wanted = schema("rows")
+    return pa.table(
+        [columns[f.name] if f.name in columns else pa.nulls(rows.num_rows, f.type) for f in wanted],
+        names=wanted.names,
+    ).cast(wanted)
 
 
-def shares(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[Row]:
-    """Rows and tokens by `key(row)`, most tokens first: `[{name, rows, tokens}]`."""
-    counts: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    for row in rows:
-        name = key(row)
-        name = "(none)" if name is None else str(name)
-        counts[name] += 1
-        tokens[name] += int(row["tokens"])
-    return [
-        {"name": name, "rows": counts[name], "tokens": tokens[name]}
-        for name in sorted(counts, key=lambda n: (-tokens[n], n))
+def _occurrences(rows: pa.Table) -> pa.ChunkedArray:
+    """Where each text was found; a row without a list was found where it says itself."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = schema("rows").field("occurrences").type
+    parts = [rows[name].combine_chunks().cast(pa.string()) for name in ORIGIN]
+    own = pa.ListArray.from_arrays(
+        pa.array(np.arange(rows.num_rows + 1, dtype=np.int32)),
+        pa.StructArray.from_arrays(parts, fields=list(kind.value_type)),
+    )
+    if "occurrences" not in rows.column_names:
+        return pa.chunked_array([own], kind)
+    listed = rows["occurrences"].combine_chunks()
+    there = pc.greater(pc.fill_null(pc.list_value_length(listed), 0), 0)
+    if pc.all(there).as_py() or not rows.num_rows:
+        return pa.chunked_array([listed], kind)
+    return pa.chunked_array([pc.if_else(there, listed, own)], kind)
+
+
+def text_batches(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
+    """Table `texts` in batches: digest and sketch of prompt and response of each distinct row id, in the
+    order of the tables (`{table: path}`)."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    seen: set[str] = set()
+    for path in paths.values():
+        for batch in pq.ParquetFile(path).iter_batches(columns=["row_id", "instruction", "input", "output"]):
+            prompts, responses, row_ids = [], [], []
+            for row_id, instruction, more, output in zip(
+                *(column.to_pylist() for column in batch.columns), strict=True
+            ):
+                if row_id not in seen:
+                    seen.add(row_id)
+                    row_ids.append(row_id)
+                    prompts.append(prompt_text(instruction, more))
+                    responses.append(output)
+            if not row_ids:
+                continue
+            digests = [b"".join(map(text_digest, texts)) for texts in (prompts, responses)]
+            found = [np.ascontiguousarray(sketches(texts)) for texts in (prompts, responses)]
+
+            def fixed(content: Any, size: int, count: int = len(row_ids)) -> pa.Array:
+                return pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(size), count, [None, pa.py_buffer(content)]
+                )
+
+            yield {
+                "row_id": row_ids,
+                "prompt": fixed(digests[0], DIGEST_BYTES),
+                "response": fixed(digests[1], DIGEST_BYTES),
+                "prompt_sketch": fixed(found[0], SKETCH_BYTES),
+                "response_sketch": fixed(found[1], SKETCH_BYTES),
+            }
+
+
+def shares(rows: pa.Table, key: str) -> list[Row]:
+    """Rows and tokens by column `key`, most tokens first: `[{name, rows, tokens}]`."""
+    counted = rows.group_by(key).aggregate([("tokens", "sum"), ([], "count_all")])
+    found = [
+        {"name": "(none)" if name is None else str(name), "rows": int(count), "tokens": int(tokens)}
+        for name, count, tokens in zip(
+            *(counted[column].to_pylist() for column in (key, "count_all", "tokens_sum")), strict=True
+        )
     ]
+    return sorted(found, key=lambda row: (-row["tokens"], row["name"]))
 
 
-def cluster_shares(rows: Iterable[Row], scores: Iterable[Row], clusters: Mapping[str, Any]) -> list[Row]:
+def cluster_shares(rows: pa.Table, clusters: Mapping[str, Any]) -> list[Row]:
     """By cluster: rows, tokens and the divergence (JSD in nats, 0 to ln 2) through which they came.
 
-    `rows` need `row_id`, `cluster` and `tokens`; non-finite scores are left out of the range.
+    `rows` has columns `cluster`, `tokens` and `jsd`; non-finite scores are left out of the range.
     """
+    import pyarrow.compute as pc
+
     names = {item["cluster"]: item["name"] for item in clusters["clusters"]}
-    jsd = {row["row_id"]: row["jsd"] for row in scores}
-    grouped: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        grouped[row["cluster"]].append(row)
     result = []
-    for cluster in sorted(grouped):
-        values = [jsd.get(row["row_id"]) for row in grouped[cluster]]
-        finite = sorted(value for value in values if value is not None and math.isfinite(value))
+    for cluster in sorted(pc.unique(rows["cluster"]).to_pylist()):
+        part = rows.filter(pc.equal(rows["cluster"], cluster))
+        scores = part["jsd"].drop_null()
+        finite = scores.filter(pc.is_finite(scores)).to_pylist()
         result.append(
             {
                 "cluster": cluster,
                 "name": names.get(cluster, str(cluster)),
-                "rows": len(grouped[cluster]),
-                "tokens": sum(int(row["tokens"]) for row in grouped[cluster]),
+                "rows": part.num_rows,
+                "tokens": int(pc.sum(part["tokens"]).as_py()),
                 "jsd_mean": math.fsum(finite) / len(finite) if finite else None,
-                "jsd_min": finite[0] if finite else None,
-                "jsd_max": finite[-1] if finite else None,
+                "jsd_min": min(finite) if finite else None,
+                "jsd_max": max(finite) if finite else None,
             }
         )
     return result
@@ -176,12 +260,14 @@ def not_drawn(records: Mapping[str, Record]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _benchmarks(rows: list[Row]) -> dict[str, list[str]]:
-    found: dict[str, set[str]] = {role: set() for role in ROLES}
-    for row in rows:
-        if row["benchmark"]:
-            found[row["role"]].add(row["benchmark"])
-    return {role: sorted(names) for role, names in found.items()}
+def _benchmarks(rows: pa.Table) -> dict[str, list[str]]:
+    import pyarrow.compute as pc
+
+    items = rows.filter(pc.fill_null(pc.greater(pc.utf8_length(rows["benchmark"]), 0), False))
+    return {
+        role: sorted(pc.unique(items.filter(pc.equal(items["role"], role))["benchmark"]).to_pylist())
+        for role in ROLES
+    }
 
 
 def compose(
@@ -189,13 +275,16 @@ def compose(
     records: Mapping[str, Record],
     provenance: Mapping[str, Any],
     selected: list[Row],
-    rows: list[Row],
-    scores: list[Row],
+    rows: pa.Table,
+    scores: pa.Table,
     clusters: Mapping[str, Any],
     files: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of `entry.json`, from the content of the other files of the entry."""
-    roles = Counter(row["role"] for row in rows)
+    import pyarrow.compute as pc
+
+    chosen = chosen_columns(selected, scores)
+    roles = {item["values"]: item["counts"] for item in pc.value_counts(rows["role"]).to_pylist()}
     return {
         "version": ENTRY_VERSION,
         "model": {"path": MODEL, "sha256": digest_of(records, MODEL)},
@@ -203,11 +292,11 @@ def compose(
         "summary": {
             "rows": len(selected),
             "tokens": sum(int(row["tokens"]) for row in selected),
-            "roles": {role: roles[role] for role in ROLES},
-            "by_source": shares(selected, lambda row: row["source"]),
-            "by_license": shares(selected, lambda row: row["license"]),
-            "by_label": shares(selected, lambda row: row["label"]),
-            "by_cluster": cluster_shares(selected, scores, clusters),
+            "roles": {role: roles.get(role, 0) for role in ROLES},
+            "by_source": shares(chosen, "source"),
+            "by_license": shares(chosen, "license"),
+            "by_label": shares(chosen, "label"),
+            "by_cluster": cluster_shares(chosen, clusters),
             "benchmarks": _benchmarks(rows),
             "pool_sources": pool_sources(records),
             "not_drawn": not_drawn(records),
@@ -216,6 +305,25 @@ def compose(
         },
         "files": dict(files),
     }
+
+
+def chosen_columns(selected: list[Row], scores: pa.Table) -> pa.Table:
+    """Source, licence, label, cluster, tokens and JSD of the rows of `selected.jsonl`, in their order."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text, count = pa.string(), pa.int64()
+    kinds = {
+        "row_id": text,
+        "source": text,
+        "license": text,
+        "label": text,
+        "cluster": count,
+        "tokens": count,
+    }
+    columns = {name: pa.array([row[name] for row in selected], kind) for name, kind in kinds.items()}
+    places = pc.index_in(columns["row_id"], value_set=scores["row_id"].combine_chunks())
+    return pa.table({**columns, "jsd": scores["jsd"].take(places)})
 
 
 @dataclass(frozen=True)
@@ -255,8 +363,25 @@ class Entry:
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
+    def first_selected(self, most: int) -> list[Row]:
+        """The first rows of `selected.jsonl`, as many as there are up to `most`."""
+        path = self.root / "selected.jsonl"
+        try:
+            with path.open(encoding="utf-8") as stream:
+                return [json.loads(line) for line in islice(filter(str.strip, stream), most)]
+        except (ValueError, OSError) as error:
+            raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
+
     def rows(self) -> list[Row]:
         return read_rows(self.root / ROWS, "rows")
+
+    def register(self, *columns: str) -> pa.Table:
+        """Columns of the register of rows, all by default."""
+        return read_columns(self.root / ROWS, columns or schema("rows").names)
+
+    def table(self, name: str, *columns: str) -> pa.Table:
+        """Columns of `decisions`, `scores` or `texts`, all by default."""
+        return read_columns(self.root / f"{name}.parquet", columns or schema(name).names)
 
     def decisions(self) -> list[Row]:
         return read_rows(self.root / "decisions.parquet", "decisions")
@@ -281,8 +406,8 @@ class Entry:
                 records=self.records(),
                 provenance=self.provenance(),
                 selected=self.selected(),
-                rows=self.rows(),
-                scores=self.scores(),
+                rows=self.register("benchmark", "role"),
+                scores=self.table("scores", "row_id", "jsd"),
                 clusters=self.clusters(),
                 files=files,
             )
@@ -306,11 +431,13 @@ def describes(records: Mapping[str, Record], provenance_sha256: str, role: str) 
     )
 
 
-def write_entry(target: Path, project: Path, records: Mapping[str, Path]) -> dict[str, Any]:
+def write_entry(
+    target: Path, project: Path, records: Mapping[str, Path], digests: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Builds the entry of `data/models/recovered` in the new folder `target`; returns `entry.json`.
 
-    `records` maps stage names to their record files. Refuses to describe a model, or data, that is not
-    what the stages recorded.
+    `records` maps stage names to their record files; `digests` are those of project paths that were just
+    read. Refuses to describe a model, or data, that is not what the stages recorded.
     """
     entry = Entry(target)
     (target / RECORDS).mkdir(parents=True)
@@ -320,22 +447,22 @@ def write_entry(target: Path, project: Path, records: Mapping[str, Path]) -> dic
         shutil.copyfile(project / path, target / name)
     shutil.copyfile(project / MODEL / PROVENANCE, target / PROVENANCE)
     content = entry.records()
-    _refuse_foreign(project, content)
+    _refuse_foreign(project, content, digests or {})
     rows = register(
-        pool=read_rows(project / POOL, "pool"),
-        holdout=read_rows(project / HOLDOUT, "pool"),
-        calibration=read_rows(project / CALIBRATION, "pool"),
-        quarantine=read_rows(project / QUARANTINE, "quarantine"),
-        decisions=entry.decisions(),
-        clusters=read_rows(project / CLUSTERS, "clusters"),
+        **{name: read_columns(project / path, _REGISTERED[name]) for name, path in REGISTER.items()},
+        decisions=entry.table("decisions", "row_id", "cluster", "decision", "reason"),
+        clusters=read_columns(project / CLUSTERS, schema("clusters").names),
     )
-    write_table(target / ROWS, "rows", rows)
+    write_batches(target / ROWS, "rows", _column_batches(rows))
+    write_batches(
+        target / TEXTS, "texts", text_batches({name: project / path for name, path in REGISTER.items()})
+    )
     composed = compose(
         records=content,
         provenance=entry.provenance(),
         selected=entry.selected(),
         rows=rows,
-        scores=entry.scores(),
+        scores=entry.table("scores", "row_id", "jsd"),
         clusters=entry.clusters(),
         files=entry.files(),
     )
@@ -343,10 +470,15 @@ def write_entry(target: Path, project: Path, records: Mapping[str, Path]) -> dic
     return composed
 
 
-def _refuse_foreign(project: Path, records: Mapping[str, Record]) -> None:
+def _column_batches(rows: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in rows.combine_chunks().to_batches(max_chunksize=_BATCH):
+        yield dict(zip(batch.schema.names, batch.columns, strict=True))
+
+
+def _refuse_foreign(project: Path, records: Mapping[str, Record], digests: Mapping[str, str]) -> None:
     for path in (MODEL, *COPIES.values(), *TABLES):
         recorded = digest_of(records, path)
-        found = sha256_path(project / path)
+        found = digests.get(path) or sha256_path(project / path)
         if recorded != found:
             raise StageError(
                 f"{path} is not what its stage wrote: recorded {recorded}, found {found}",

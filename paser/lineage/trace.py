@@ -22,9 +22,12 @@ from paser.lineage.entry import (
 from paser.lineage.provenance import PROVENANCE, load_provenance
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
 SHOWN_ROWS = 10
+_SHOWN = ("row_id", "source", "source_row", "license", "label", "cluster", "tokens")
+_OF_REGISTER = ("row_id", "source", "source_row", "license", "label", "benchmark", "cluster", "reason")
 INSTRUCTION_LENGTH = 80
 ID_LENGTH = 15  # of `r1-` and 64 digits, in the table
 
@@ -61,13 +64,37 @@ class Trace:
         return asdict(self)
 
 
-def trace(model: Path, entry: Path | None = None) -> Trace:
+def trace(model: Path, entry: Path | None = None, most: int | None = None) -> Trace:
     """Traces a model folder through an audit entry: the given one, or that of its project.
 
-    Raises `PaserError` where the model has no provenance, no entry is found, or the entry is of another
-    model. Nothing is hashed but `provenance.json`: `verify` is the one that proves.
+    `most` limits the rows in `selected`, none the counts. Raises `PaserError` where the model has no
+    provenance, no entry is found, or the entry is of another model. Nothing is hashed but
+    `provenance.json`: `verify` is the one that proves.
     """
     provenance = load_provenance(model)
+    source = entry_of(model, entry, provenance)
+    rows = _rows_of(source, provenance)
+    return Trace(
+        model=str(model),
+        role=provenance["role"],
+        merkle_root=provenance["merkle_root"],
+        rows=provenance["rows"],
+        tokens=provenance["tokens"],
+        by_source=shares(rows, "source"),
+        by_license=shares(rows, "license"),
+        by_label=shares(rows, "label"),
+        by_cluster=cluster_shares(rows, source.clusters()),
+        benchmarks=sorted(name for name in rows["benchmark"].unique().to_pylist() if name),
+        settings=settings_of(source.records()),
+        chain=chain_summary(source.records()),
+        seed=provenance["seed"],
+        entry=str(source.root),
+        selected=_selected(source, provenance["role"], rows.slice(0, most)),
+    )
+
+
+def entry_of(model: Path, entry: Path | None, provenance: Row) -> Entry:
+    """The audit entry of a model, which must tell of the very `provenance.json` in its folder."""
     found = entry or find_entry(model)
     if found is None:
         raise PaserError(
@@ -77,68 +104,60 @@ def trace(model: Path, entry: Path | None = None) -> Trace:
         )
     source = Entry(found)
     source.content()
-    records = source.records()
-    if not describes(records, sha256_file(model / PROVENANCE), provenance["role"]):
+    if not describes(source.records(), sha256_file(model / PROVENANCE), provenance["role"]):
         raise PaserError(
             f"the audit entry {found} is not of {model}: no stage recorded there wrote this "
             f"{PROVENANCE} (Merkle root {provenance['merkle_root']})",
             remedy="give its entry with --entry, or `dvc repro audit`; `paser audit verify` says what "
             "differs",
         )
-    rows = _rows_of(source, provenance)
-    return Trace(
-        model=str(model),
-        role=provenance["role"],
-        merkle_root=provenance["merkle_root"],
-        rows=provenance["rows"],
-        tokens=provenance["tokens"],
-        by_source=shares(rows, lambda row: row["source"]),
-        by_license=shares(rows, lambda row: row["license"]),
-        by_label=shares(rows, lambda row: row["label"]),
-        by_cluster=cluster_shares(rows, source.scores(), source.clusters()),
-        benchmarks=sorted({row["benchmark"] for row in rows if row["benchmark"]}),
-        settings=settings_of(records),
-        chain=chain_summary(records),
-        seed=provenance["seed"],
-        entry=str(found),
-        selected=_selected(rows, source.decisions()),
-    )
+    return source
 
 
-def _rows_of(entry: Entry, provenance: dict[str, Any]) -> list[Row]:
-    """The register's rows the model was trained on, in training order, with tokens and instruction.
+def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
+    """The rows the model was trained on, in training order: origin, cluster, and JSD and tokens as scored."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    Tokens are those of `selected.jsonl`; for a control's rows, which it does not hold, those scored.
-    """
-    tokens = {row["row_id"]: row["prompt_tokens"] + row["response_tokens"] for row in entry.scores()}
-    texts: dict[str, str] = {}
-    recovered = provenance["role"] == "recovered"
-    if recovered:
-        selected = entry.selected()
-        tokens |= {row["row_id"]: row["tokens"] for row in selected}
-        texts = {row["row_id"]: row["instruction"] for row in selected}
-    known = {row["row_id"]: row for row in entry.rows() if row["role"] in ("trained", "rejected")}
-    rows = []
-    for row_id in provenance["row_ids"]:
-        if row_id not in known:
+    trained = pa.array(provenance["row_ids"], pa.string())
+    known = entry.register(*_OF_REGISTER, "role")
+    known = known.filter(pc.is_in(known["role"], value_set=pa.array(["trained", "rejected"])))
+    places = pc.index_in(trained, value_set=known["row_id"].combine_chunks())
+    if places.null_count:
+        row_id = trained[pc.index(places.is_null(), True).as_py()].as_py()
+        raise PaserError(
+            f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/rows.parquet",
+            remedy="`paser audit verify` says what was altered",
+        )
+    scores = entry.table("scores", "row_id", "jsd", "prompt_tokens", "response_tokens")
+    scored = scores.take(pc.index_in(trained, value_set=scores["row_id"].combine_chunks()))
+    tokens = pc.fill_null(pc.add(scored["prompt_tokens"], scored["response_tokens"]), 0)
+    rows = known.select(_OF_REGISTER).take(places)
+    return rows.append_column("tokens", tokens).append_column("jsd", scored["jsd"])
+
+
+def _selected(entry: Entry, role: str, rows: pa.Table) -> list[Row]:
+    """The rows themselves, with what was decided on them and how their instruction begins."""
+    import pyarrow.compute as pc
+
+    decisions = entry.table("decisions", "row_id", "ies", "rank")
+    places = pc.index_in(rows["row_id"], value_set=decisions["row_id"].combine_chunks())
+    decided = decisions.take(places)
+    texts: list[str | None] = [None] * rows.num_rows
+    if role == "recovered":
+        texts = [_beginning(row["instruction"]) for row in entry.first_selected(rows.num_rows)]
+        if len(texts) < rows.num_rows:
             raise PaserError(
-                f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/rows.parquet",
+                f"{entry.root}/selected.jsonl holds {len(texts)} rows, the model was trained on more",
                 remedy="`paser audit verify` says what was altered",
             )
-        row = {**known[row_id], "tokens": tokens.get(row_id, 0), "instruction": texts.get(row_id)}
-        rows.append(row if recovered else {**row, "reason": "random"})
-    return rows
-
-
-def _selected(rows: list[Row], decisions: list[Row]) -> list[Row]:
-    decided = {row["row_id"]: row for row in decisions}
-    keys = ("row_id", "source", "source_row", "license", "label", "cluster", "tokens", "reason")
     found = []
-    for row in rows:
-        decision = decided.get(row["row_id"], {})
-        scores = {key: _finite(decision.get(key)) for key in ("jsd", "ies", "rank")}
-        text = None if row["instruction"] is None else _beginning(row["instruction"])
-        found.append({**{key: row[key] for key in keys}, **scores, "instruction": text})
+    for row, ies, rank, text in zip(
+        rows.to_pylist(), decided["ies"].to_pylist(), decided["rank"].to_pylist(), texts, strict=True
+    ):
+        reason = row["reason"] if role == "recovered" else "random"
+        scores = {"jsd": _finite(row["jsd"]), "ies": _finite(ies), "rank": rank}
+        found.append({**{key: row[key] for key in _SHOWN}, "reason": reason, **scores, "instruction": text})
     return found
 
 

@@ -16,6 +16,7 @@ def run(context: Context) -> None:
         context.out("data/audit"),
         context.project,
         {path.removeprefix("data/records/").removesuffix(".json"): context.input(path) for path in records},
+        {path: artefact.sha256 for path, artefact in context.inputs.items()},
     )
     context.note(
         merkle_root=entry["merkle_root"],

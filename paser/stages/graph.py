@@ -55,8 +55,8 @@ class Stage:
 _POOL = "data/pool.parquet"
 _HOLDOUT = "data/holdout.parquet"
 _MODELS = "paser/models"
-# What writes the proof into a model's folder; the rest of the audit only reads.
-_PROVENANCE = ("paser/lineage/merkle.py", "paser/lineage/provenance.py")
+# Named one by one: a new question to the audit must not retrain a model.
+_PROOF = ("paser/lineage/merkle.py", "paser/lineage/provenance.py")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -142,14 +142,14 @@ STAGES: dict[str, Stage] = {
             inputs=("data/models/pruned", "data/selected.jsonl"),
             outputs=("data/models/recovered",),
             params=("seed", "model", "recover"),
-            code=(_MODELS, "paser/recovery", *_PROVENANCE),
+            code=(_MODELS, "paser/recovery", *_PROOF),
         ),
         Stage(
             "control",
             inputs=("data/models/pruned", "data/control.jsonl"),
             outputs=("data/models/control",),
             params=("seed", "model", "recover", "control"),
-            code=(_MODELS, "paser/recovery", *_PROVENANCE),
+            code=(_MODELS, "paser/recovery", *_PROOF),
         ),
         Stage(
             "evaluate",
@@ -193,7 +193,13 @@ STAGES: dict[str, Stage] = {
                 "data/models/recovered",
             ),
             outputs=("data/audit",),
-            code=("paser/lineage",),
+            code=(
+                *_PROOF,
+                "paser/lineage/chain.py",
+                "paser/lineage/entry.py",
+                "paser/lineage/sketch.py",
+                "paser/pool/dedup.py",
+            ),
         ),
         Stage(
             "report",
