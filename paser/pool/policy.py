@@ -106,16 +106,15 @@ class Policy:
     def redacted(self, sample: Sample) -> Sample:
         """The row with every match replaced by the pattern's name in brackets."""
         for name, pattern in (self.patterns or {}).items():
-            sample = replace(
-                sample, **{field: pattern.redacted(getattr(sample, field), name) for field in TEXTS}
-            )
+            instruction, input, output = (pattern.redacted(getattr(sample, f), name) for f in TEXTS)
+            sample = replace(sample, instruction=instruction, input=input, output=output)
         return sample
 
 
 def policy_of(settings: PolicySettings) -> Policy:
     """The policy that the settings describe."""
     own = {name: Pattern(re.compile(expression)) for name, expression in sorted(settings.patterns.items())}
-    built_in = {name: BUILT_IN[name] for name in settings.personal}
+    built_in: dict[str, Pattern] = {name: BUILT_IN[name] for name in settings.personal}
     return Policy(settings.licenses_refused, settings.licenses_allowed, {**built_in, **own})
 
 

@@ -79,9 +79,7 @@ def read_inputs(locate: Callable[[str], Path]) -> Inputs:
 
 def derive(inputs: Inputs, settings: Settings) -> Derived:
     """Decides on every row, by `seed`, `select` and `pool.near_duplicate` of the settings."""
-    near = contaminated(
-        prompts(inputs.pool), inputs.evaluation, settings.pool.near_duplicate, settings.seed
-    )
+    near = contaminated(prompts(inputs.pool), inputs.evaluation, settings.pool.near_duplicate, settings.seed)
     pool = scored_pool(inputs.pool, inputs.clusters, inputs.scores, near, settings.select.divergence)
     selection, control, report = choose(pool, settings.select, settings.seed, inputs.names)
     return Derived(inputs.pool, pool, selection, control, report, settings.seed)
