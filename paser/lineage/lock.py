@@ -116,7 +116,7 @@ def against_record(stage: LockedStage, record: Record, project: Path, hasher: Ha
     sides = (("read", stage.deps, "inputs"), ("wrote", stage.outs, "outputs"))
     for verb, items, side in sides:
         recorded = {a.path: a for a in artefacts(record, side)}  # type: ignore[arg-type]
-        locked = {item.path: item for item in items if _is_data(item.path)}
+        locked = {item.path: item for item in items if _is_data(item.path, stage.name)}
         for path in sorted({*recorded} - {*locked}):
             found.append(f"stage {stage.name} {verb} {path}, which dvc.lock does not list")
         for path in sorted({*locked} - {*recorded}):
@@ -139,9 +139,10 @@ def against_record(stage: LockedStage, record: Record, project: Path, hasher: Ha
     return found + _settings(stage, record)
 
 
-def _is_data(path: str) -> bool:
-    """Whether a path is a recorded artefact: records themselves are not in a record of their stage."""
-    return path.startswith(DATA) and not path.endswith(".run.json")
+def _is_data(path: str, stage: str) -> bool:
+    """Whether a path stands in the record of its stage: data do, code and the record itself do not."""
+    own = (f"{DATA}records/{stage}.json", f"{DATA}records/{stage}.run.json")
+    return path.startswith(DATA) and path not in own
 
 
 def _sha256(path: Path, hasher: Hasher) -> str:
