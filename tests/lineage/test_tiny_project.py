@@ -79,14 +79,9 @@ def test_weights_of_somebody_else_that_dvc_commit_accepted_are_detected(copy: Pa
 def test_a_dependency_edited_during_the_run_fails_the_stage(copy: Path) -> None:
     """DVC would take the digest after the command, of a file that the command never read."""
     edit = "import pathlib; p = pathlib.Path('data/withdrawn.csv'); p.write_text(p.read_text() + '\\n')"
-    stage = copy / "paser/stages/pool.py"
-    stage.write_text(
-        stage.read_text("utf-8").replace(
-            "def run(context: Context) -> None:\n",
-            f"def run(context: Context) -> None:\n    exec({edit!r})\n",
-        ),
-        "utf-8",
-    )
+    stage, head = copy / "paser/stages/pool.py", "def run(context: Context) -> None:\n"
+    text = stage.read_text("utf-8").replace(head, f"{head}    exec({edit!r})\n")
+    stage.write_text(text, "utf-8")
     failed = projects.run(copy, "dvc", "repro", "-s", "pool", check=False)
     assert failed.returncode
     assert "data/withdrawn.csv changed while stage pool ran" in failed.stderr
