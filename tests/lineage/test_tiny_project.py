@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,14 @@ def test_a_dependency_edited_during_the_run_fails_the_stage(copy: Path) -> None:
     stage, head = copy / "paser/stages/pool.py", "def run(context: Context) -> None:\n"
     text = stage.read_text("utf-8").replace(head, f"{head}    exec({edit!r})\n")
     stage.write_text(text, "utf-8")
-    failed = projects.run(copy, "dvc", "repro", "-s", "pool", check=False)
+    failed = subprocess.run(
+        ["dvc", "repro", "-s", "pool"],
+        cwd=copy,
+        env=projects.ENVIRONMENT | {"PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert failed.returncode
     assert "data/withdrawn.csv changed while stage pool ran" in failed.stderr
 
