@@ -269,15 +269,28 @@ def diff(
 
 
 @audit.command()
-def verify(model: Path, entry: Entry = None, as_json: AsJson = False) -> None:
+def verify(
+    model: Path,
+    entry: Entry = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also make the selection again from the recorded scores.")
+    ] = False,
+    key: Annotated[
+        Path | None, typer.Option("--key", dir_okay=False, help="Public key (PEM) of who signed the model.")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option("--signature", dir_okay=False, help="Default: beside the model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check every digest from the sources to the model; exit code 1 if anything does not agree.
 
-    Example: paser audit verify data/models/recovered
+    Example: paser audit verify data/models/recovered --deep
     """
     from paser.lineage import verify as verifying
 
     open_catalogue(HERE, None)
-    checks = verifying.verify(model, entry)
+    checks = verifying.verify(model, entry, deep=deep, key=key, signature=signature)
     if as_json:
         print_json(verifying.as_json(checks))
     else:
@@ -412,3 +425,106 @@ def catalogue_rebuild(project: Project = HERE, where: Where = None, as_json: AsJ
         print(f"{len(found)} entries in the history of dvc.lock: {counts}")
     if any(item.state == "missing" for item in found):
         raise typer.Exit(NO)
+
+
+@audit.command()
+def reproduce(
+    model: Path,
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, help="New folder for the model that is trained again.")
+    ] = Path("reproduced"),
+    entry: Entry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the model again from its record and compare the weights; exit code 1 if they differ.
+
+    Example: paser audit reproduce data/models/recovered --out /tmp/again
+    """
+    from paser.lineage import reproduce as again
+
+    found = again.reproduce(model, out, entry)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        for file in found.files:
+            print(f"{'same   ' if file.same else 'DIFFERS'} {file.file} {file.found or 'missing'}")
+        for difference in found.differences:
+            print(f"not as recorded: {difference}")
+        if not found.same:
+            print(f"largest change of a weight: {found.largest_change}; {found.may_differ}")
+        print(f"{'the same bytes' if found.same else 'NOT the same bytes'} as {found.model}, in {found.out}")
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@audit.command()
+def export(
+    model: Path,
+    target: Annotated[Path, typer.Argument(file_okay=False, help="Folder for the documents.")],
+    format: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="cyclonedx, prov, model-card, dataset-card or croissant; all by default."
+        ),
+    ] = None,
+    entry: Entry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write standard documents about a model: bill of materials, provenance, cards, data set.
+
+    Example: paser audit export data/models/recovered documents --format cyclonedx
+    """
+    from paser.lineage.documents.export import export as write_documents
+
+    written = [str(path) for path in write_documents(_entry_of(model, entry), target, format)]
+    if as_json:
+        print_json(written)
+    else:
+        print("\n".join(written))
+
+
+@audit.command()
+def sign(
+    model: Path,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", dir_okay=False, help="Private Ed25519 key (PEM); or in PASER_SIGNING_KEY."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", dir_okay=False, help="Default: beside the model.")
+    ] = None,
+    entry: Entry = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sign a model's proof, so that nobody without the key can rewrite it unseen.
+
+    Example: paser audit sign data/models/recovered --key ~/keys/release.pem
+    """
+    from paser.lineage import signature
+    from paser.lineage.entry import find_entry
+
+    place = out or signature.default_place(model)
+    content = signature.sign(model, entry or find_entry(model), place, key)
+    if as_json:
+        print_json(content)
+    else:
+        print(f"{place}: Merkle root {content['signed']['merkle_root']} signed")
+
+
+def _entry_of(model: Path, entry: Path | None) -> Path:
+    """The entry of a model; one that is of another model is an error."""
+    from paser.artifacts import sha256_file
+    from paser.lineage.entry import Entry as AuditEntry
+    from paser.lineage.entry import describes, find_entry
+    from paser.lineage.provenance import PROVENANCE, load_provenance
+
+    provenance = load_provenance(model)
+    found = entry or find_entry(model)
+    if found is None:
+        raise PaserError(f"no audit entry found for {model}", remedy="`dvc repro audit`, or give --entry")
+    records = AuditEntry(found).records()
+    if provenance["role"] != "recovered" or not describes(
+        records, sha256_file(model / PROVENANCE), "recovered"
+    ):
+        raise PaserError(f"{found} is not the audit entry of {model}", remedy="give its entry with --entry")
+    return found

@@ -100,6 +100,36 @@ PRUNE_OPTIONS: dict[str, type[PruneOptions]] = {
 }
 
 
+class PolicySettings(Group):
+    licenses_refused: tuple[str, ...] = ()
+    licenses_allowed: tuple[str, ...] = ()
+    personal: tuple[Literal["email", "phone", "card", "iban"], ...] = ()
+    patterns: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("licenses_refused", "licenses_allowed", "personal", mode="before")
+    @classmethod
+    def lists_are_names(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("patterns")
+    @classmethod
+    def patterns_are_expressions(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, expression in value.items():
+            try:
+                empty = re.compile(expression).search("")
+            except re.error as error:
+                raise ValueError(f"pattern {name!r} is not a regular expression: {error}") from error
+            if empty:
+                raise ValueError(f"pattern {name!r} matches the empty text, so every row")
+        return value
+
+    @model_validator(mode="after")
+    def names_are_distinct(self) -> Self:
+        if twice := sorted(set(self.patterns) & set(self.personal)):
+            raise ValueError(f"pattern {twice[0]!r} has the name of a built-in one that is also on")
+        return self
+
+
 class PruneSettings(Group):
     scheme: str = "wanda"
     sparsity: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
@@ -344,6 +374,7 @@ class Settings(Group):
     seed: Annotated[int, Field(ge=0)] = 17
     model: ModelSettings = ModelSettings()
     pool: PoolSettings = PoolSettings()
+    policy: PolicySettings = PolicySettings()
     prune: PruneSettings = PruneSettings()
     embed: EmbedSettings = EmbedSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -25,6 +25,7 @@ from paser.models.workload import open_models, score_rows, shared_tokenizer
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
 from paser.pool.clean import Withdrawals
 from paser.pool.formats import read_source
+from paser.pool.policy import policy_of
 from paser.progress import say, warn
 from paser.selectors.choose import choose, summary
 from paser.selectors.tables import decision_batches, scored_pool, training_rows
@@ -100,6 +101,7 @@ def _select(
         share=settings.pool.share,
         seed=settings.seed,
         withdrawals=Withdrawals({}),
+        policy=policy_of(settings.policy),
     )
     kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
     table = kept_rows(kept)

@@ -78,13 +78,16 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def code_digest(paths: tuple[str, ...]) -> str:
-    """Digest of files and folders of this package (`paser/...`): Python files and templates."""
+def code_digest(paths: tuple[str, ...], root: Path = PACKAGE_ROOT) -> str:
+    """Digest of files and folders of this package (`paser/...`): Python files and templates.
+
+    `root` is the folder that holds `paser/`; a file that is missing there is left out.
+    """
     digests: dict[str, str] = {}
     for relative in paths:
-        path = PACKAGE_ROOT / relative
+        path = root / relative
         if path.is_dir():
             digests |= {f"{relative}/{name}": d for name, d in file_digests(path).items()}
-        else:
+        elif path.exists():
             digests[relative] = sha256_file(path)
     return tree_digest(digests)

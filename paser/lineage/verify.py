@@ -6,6 +6,7 @@ answer is the whole list.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,14 +15,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import file_digests, json_text, read_json, sha256_file, tree_digest
+from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
 from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
 from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
+from paser.lineage.hashing import Hasher
+from paser.lineage.lock import LOCK, against_bytes, against_record, flat, read_lock
 from paser.lineage.merkle import merkle_root
 from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
-from paser.lineage.record import Artefact
+from paser.lineage.record import Artefact, code_digest, package_versions
 from paser.records import row_id
+from paser.stages.graph import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,26 +53,39 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
     return {"ok": passed(checks), "checks": [asdict(check) for check in checks]}
 
 
-def verify(model: Path, entry: Path | None = None) -> list[Check]:
+def verify(
+    model: Path,
+    entry: Path | None = None,
+    *,
+    deep: bool = False,
+    key: Path | None = None,
+    signature: Path | None = None,
+) -> list[Check]:
     """Checks a model folder, its audit entry, and the project around the entry, where there is one.
 
-    The entry is the given one, or that of the model's project. Whatever cannot be read is a failed
-    check, never an exception; only a `model` that is no folder raises `PaserError`.
+    The entry is the given one, or that of the model's project. `deep` also makes the selection again from
+    the recorded scores. `key` is the public key of whoever signed the model, `signature` the file beside
+    the model by default. Whatever cannot be read is a failed check, never an exception; only a `model`
+    that is no folder raises `PaserError`.
     """
     if not model.is_dir():
         load_provenance(model)
-    return _Verification(model, entry or find_entry(model)).run()
+    return _Verification(model, entry or find_entry(model), deep, key, signature).run()
 
 
 @dataclass
 class _Verification:
     model: Path
     entry_path: Path | None
+    deep: bool = False
+    key: Path | None = None
+    signature: Path | None = None
     checks: list[Check] = field(default_factory=list)
-    hashed: dict[Path, dict[str, str]] = field(default_factory=dict)
 
     def run(self) -> list[Check]:
+        self._warm()
         self._section(PROVENANCE, self._model)
+        self._section("signature", self._signed)
         proven = self._provenance_is_readable()
         if self.entry_path is None:
             self._fail(
@@ -93,6 +110,10 @@ class _Verification:
         else:
             self._section("records of the project", self._project_records)
             self._section("files of the project", self._project_files)
+            self._section("params.yaml", self._settings)
+            self._section(LOCK, self._lock)
+        if self.deep:
+            self._section("selection made again", self._follows)
         return self.checks
 
     # What is read once.
@@ -105,6 +126,25 @@ class _Verification:
     @cached_property
     def provenance(self) -> dict[str, Any]:
         return load_provenance(self.model)
+
+    @cached_property
+    def hasher(self) -> Hasher:
+        return Hasher(md5=self.project is not None and (self.project / LOCK).exists())
+
+    def _warm(self) -> None:
+        """Hashes in threads what will be asked for; what is missing or altered is told later."""
+        paths = [self.model]
+        if self.entry_path is not None:
+            paths.append(self.entry_path)
+        if self.project is not None:
+            data = self.project / "data"
+            paths += [data / RECORDS, data / "audit"]
+            for file in sorted((data / RECORDS).glob("*.json")):
+                with contextlib.suppress(PaserError, LookupError, TypeError, AttributeError):
+                    record = read_json(file)
+                    paths += [self.project / a.path for a in artefacts(record, "outputs")]
+                    paths += [self.project / a.path for a in artefacts(record, "inputs")]
+        self.hasher.warm(paths)
 
     @cached_property
     def role(self) -> str:
@@ -124,6 +164,8 @@ class _Verification:
     @cached_property
     def project(self) -> Path | None:
         """The project whose `data/audit` the entry is."""
+        if self.entry_path is None:
+            return None
         root = self.entry.root.resolve()
         inside = root.name == "audit" and root.parent.name == "data"
         return root.parent.parent if inside and (root.parent / RECORDS).is_dir() else None
@@ -135,11 +177,10 @@ class _Verification:
             return False
 
     def _digests(self, folder: Path) -> dict[str, str]:
-        """Digests of a folder's files; each folder is hashed once."""
-        key = folder.resolve()
-        if key not in self.hashed:
-            self.hashed[key] = file_digests(folder)
-        return self.hashed[key]
+        return self.hasher.sha256(folder)
+
+    def _digest(self, file: Path) -> str:
+        return self.hasher.file(file).sha256
 
     # How results are noted.
 
@@ -196,7 +237,8 @@ class _Verification:
 
     def _entry(self) -> None:
         content = self.entry.content()
-        self._compare("files of the audit entry", str(self.entry.root), content["files"], self.entry.files())
+        found = {n: d for n, d in self._digests(self.entry.root).items() if n != ENTRY}
+        self._compare("files of the audit entry", str(self.entry.root), content["files"], found)
 
     def _derived(self) -> None:
         """`entry.json` must be, to the byte, what the other files of the entry make it."""
@@ -207,7 +249,7 @@ class _Verification:
         self._say(
             "entry.json follows from the files beside it",
             stated == expected,
-            f"SHA-256 {sha256_file(path)}",
+            f"SHA-256 {self._digest(path)}",
             f"{path}: {_first_difference(content, expected)}",
         )
 
@@ -235,7 +277,7 @@ class _Verification:
         for name, path in COPIES.items():
             recorded = written[path].sha256 if path in written else ABSENT
             copy = self.entry.root / name
-            found = sha256_file(copy) if copy.exists() else ABSENT
+            found = self._digest(copy) if copy.exists() else ABSENT
             self._say(
                 "copy in the entry",
                 found == recorded,
@@ -245,7 +287,7 @@ class _Verification:
         files = written[MODEL].files if MODEL in written else None
         recorded = (files or {}).get(PROVENANCE, ABSENT)
         copy = self.entry.root / PROVENANCE
-        found = sha256_file(copy) if copy.exists() else ABSENT
+        found = self._digest(copy) if copy.exists() else ABSENT
         self._say(
             "copy in the entry",
             found == recorded,
@@ -387,9 +429,9 @@ class _Verification:
 
     def _project_records(self) -> None:
         assert self.project is not None
-        held = file_digests(self.entry.root / RECORDS)
+        held = self._digests(self.entry.root / RECORDS)
         folder = self.project / "data" / RECORDS
-        found = {n: sha256_file(folder / n) for n in held if (folder / n).exists()}
+        found = {n: self._digest(folder / n) for n in held if (folder / n).exists()}
         self._compare("records of the project against the entry", str(folder), held, found)
 
     def _project_files(self) -> None:
@@ -402,14 +444,107 @@ class _Verification:
         for stage, record in sorted(self.records.items()):
             for output in artefacts(record, "outputs"):
                 self._on_disk(f"output of {stage} on disk", output)
-        audit = self.project / "data" / RECORDS / "audit.json"
-        if audit.exists():
-            record = read_json(audit)
+        for stage, record in self.later_records.items():
             for artefact in artefacts(record, "inputs"):
                 if artefact.path.startswith(f"data/{RECORDS}/"):
-                    self._on_disk("input of audit on disk", artefact)
+                    self._on_disk(f"input of {stage} on disk", artefact)
             for output in artefacts(record, "outputs"):
-                self._on_disk("output of audit on disk", output)
+                self._on_disk(f"output of {stage} on disk", output)
+
+    @cached_property
+    def later_records(self) -> dict[str, Record]:
+        """The project's records of stages that came after the entry: `audit` itself, `report`."""
+        assert self.project is not None
+        files = sorted((self.project / "data" / RECORDS).glob("*.json"))
+        later = (f for f in files if not f.name.endswith(".run.json") and f.stem not in self.records)
+        return {file.stem: read_json(file) for file in later}
+
+    def _settings(self) -> None:
+        """A setting that was edited since is not the one the model was made with."""
+        from paser.settings import load_settings
+
+        assert self.project is not None
+        path = self.project / "params.yaml"
+        stated = flat(load_settings(path).model_dump(mode="json"))
+        wrong = [
+            f"{key} is {stated[key]!r}, stage {stage} recorded {value!r}; put it back, or `dvc repro`"
+            for stage, record in sorted({**self.records, **self.later_records}.items())
+            for key, value in flat(record["params"]).items()
+            if key in stated and stated[key] != value
+        ]
+        name = "params.yaml against the records"
+        for problem in wrong:
+            self._fail(name, problem)
+        if not wrong:
+            self._ok(name, "every recorded setting is as it was")
+
+    def _lock(self) -> None:
+        """What DVC believes, against the bytes and the records; DVC's word alone proves nothing."""
+        assert self.project is not None
+        path = self.project / LOCK
+        if not path.exists():
+            self._skip(f"{LOCK} against files and records", f"the project has no {LOCK}")
+            return
+        records = {**self.records, **self.later_records}
+        stages = read_lock(path)
+        for name in sorted(set(records) - set(stages)):
+            self._fail(f"{LOCK} against the records", f"stage {name} has a record, but is not in {path}")
+        for name, locked in sorted(stages.items()):
+            own = STAGES.get(name)
+            if own is None:
+                self._skip(f"{LOCK}, stage {name}", "no stage of PASER writes a record for it")
+                continue
+            if name not in records:
+                self._fail(f"{LOCK} against the records", f"stage {name} is locked, but has no record")
+                continue
+            code = self._code(own.all_code) == records[name]["code"]
+            problems = against_bytes(locked, self.project, self.hasher, code)
+            problems += against_record(locked, records[name], self.project, self.hasher)
+            for problem in problems:
+                self._fail(f"{LOCK}, stage {name}", problem)
+            if not problems:
+                count = f"{len(locked.deps)} inputs and code files, {len(locked.outs)} outputs"
+                if not code:
+                    count += "; its code has changed since and was not compared"
+                self._ok(f"{LOCK}, stage {name}", count)
+
+    def _code(self, paths: tuple[str, ...]) -> str:
+        """Digest of a stage's code as it lies in the project; empty where the project holds none."""
+        assert self.project is not None
+        return code_digest(paths, self.project) if (self.project / "paser").is_dir() else ""
+
+    def _signed(self) -> None:
+        from paser.lineage.signature import default_place, problem_with
+
+        place = self.signature or default_place(self.model)
+        if self.key is None:
+            reason = f"{place} is there; give --key to check it" if place.exists() else "not signed"
+            self._skip("signature", reason)
+            return
+        problem = problem_with(self.model, self.entry_path, place, self.key)
+        self._say("signature", problem is None, f"{place} by the holder of {self.key}", problem or "")
+
+    def _follows(self) -> None:
+        from paser.lineage.deep import follows
+
+        if self.project is None:
+            self._skip("selection made again", "it needs the tables of the project")
+            return
+        project, record = self.project, self.records["select"]
+        for found in follows(record, self.entry.root, lambda path: project / path):
+            problem = found.problem
+            if problem:
+                problem += self._changed_since(record)
+            self._say(found.name, problem is None, found.detail, problem or "")
+
+    def _changed_since(self, record: Record) -> str:
+        """What, besides an altered record, may make a selection come out otherwise."""
+        causes = []
+        if code_digest(STAGES["select"].all_code) != record["code"]:
+            causes.append("the code of select")
+        now = package_versions()
+        causes += [n for n, v in record["versions"].items() if n in now and now[n] != v]
+        return f"; since then changed: {', '.join(causes)}" if causes else ""
 
     def _on_disk(self, name: str, recorded: Artefact) -> None:
         assert self.project is not None
@@ -419,7 +554,7 @@ class _Verification:
         elif path.is_dir() and recorded.files is not None:
             self._compare(name, recorded.path, recorded.files, self._digests(path))
         else:
-            found = tree_digest(self._digests(path)) if path.is_dir() else sha256_file(path)
+            found = tree_digest(self._digests(path)) if path.is_dir() else self._digest(path)
             self._say(
                 name,
                 found == recorded.sha256,

@@ -7,16 +7,17 @@ draw of a large source left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paser.errors import SourceError
-from paser.pool.clean import Kept, Quarantined, Withdrawals, check, normalised
+from paser.pool.clean import NO_POLICY, Kept, Quarantined, Withdrawals, check, normalised
 from paser.pool.dedup import NearIndex
 from paser.pool.formats import read_source
 from paser.pool.holdout import split
+from paser.pool.policy import Policy
 from paser.progress import warn
 from paser.records import Occurrence, Sample, draw_key, sample_to_row
 from paser.sources.catalog import Source
@@ -42,6 +43,7 @@ class Rules:
     share: float
     seed: int
     withdrawals: Withdrawals
+    policy: Policy = NO_POLICY
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,22 @@ def build(
 ) -> Built:
     """Builds the tables; `advance` is called once per source that was read.
 
-    Order: withdrawn, empty and too long rows; for the pool then rows equal or near to a calibration
+    Order: withdrawn, refused, empty and too long rows; then texts of which another copy has a refused
+    licence; for the pool then rows equal or near to a calibration
     row; exact, then near duplicates (the first one stays); the draw of `max_rows`; the held-out split.
     Raises `SourceError` when no row is left for pool or calibration.
     """
     quarantine: list[Quarantined] = []
+    refused: dict[str, str] = {}
     not_drawn: dict[str, int] = {}
     reserved, kept = _Deduplicator(rules), _Deduplicator(rules)
     caps: list[tuple[Source, bool]] = []
     for rows in calibration:
         caps.append((rows.source, False))
-        for found in _checked(rows, rules, quarantine):
+        for found in _checked(rows, rules, quarantine, refused):
             reserved.take(found, quarantine)
         advance()
+    reserved.refuse(refused, quarantine)
     drawn = _draw(reserved.rows, [source for source, _ in caps], 1.0, not_drawn)
     if not drawn:
         raise SourceError("no row is left for calibration", remedy=_causes(quarantine))
@@ -112,7 +117,7 @@ def build(
     sources: list[Source] = []
     for rows in pool:
         sources.append(rows.source)
-        for found in _checked(rows, rules, quarantine):
+        for found in _checked(rows, rules, quarantine, refused):
             near = taken.nearest(_whole(found.sample))
             if near:
                 detail = f"Jaccard {near[0][1]:.2f}"
@@ -120,6 +125,7 @@ def build(
             else:
                 kept.take(found, quarantine)
         advance()
+    kept.refuse(refused, quarantine)
     usable = _draw(kept.rows, sources, rules.share, not_drawn)
     parts = split(usable, rules.holdout_per_label, rules.near_duplicate, rules.seed)
     quarantine += parts.quarantined
@@ -138,10 +144,12 @@ def build(
 def clean_pool(pool: Iterable[Rows], rules: Rules) -> tuple[list[Kept], list[Quarantined]]:
     """The pool alone, sorted by row id: no calibration rows, nothing held out. For `paser select`."""
     quarantine: list[Quarantined] = []
+    refused: dict[str, str] = {}
     kept = _Deduplicator(rules)
     for rows in pool:
-        for found in _checked(rows, rules, quarantine):
+        for found in _checked(rows, rules, quarantine, refused):
             kept.take(found, quarantine)
+    kept.refuse(refused, quarantine)
     if not kept.rows:
         raise SourceError("no row is left for the pool", remedy=_causes(quarantine))
     return sorted(kept.rows, key=lambda row: row.sample.row_id), quarantine
@@ -156,7 +164,7 @@ def quarantine_rows(rows: Iterable[Quarantined]) -> list[dict[str, Any]]:
     """Rows of the `quarantine` table, sorted by row id, source, place and reason."""
     table = []
     for row in rows:
-        columns = sample_to_row(row.sample)
+        columns = {**sample_to_row(row.sample), "row_id": row.row_id}
         del columns["occurrences"]
         table.append(
             {**columns, "reason": row.reason, "detail": row.detail, "duplicate_of": row.duplicate_of}
@@ -165,9 +173,15 @@ def quarantine_rows(rows: Iterable[Quarantined]) -> list[dict[str, Any]]:
     return table
 
 
-def _checked(rows: Rows, rules: Rules, quarantine: list[Quarantined]) -> Iterator[Kept]:
-    for sample in rows.samples:
-        found = check(normalised(sample), rules.withdrawals, rules.count, rules.max_tokens)
+def _checked(
+    rows: Rows, rules: Rules, quarantine: list[Quarantined], refused: dict[str, str]
+) -> Iterator[Kept]:
+    """The usable rows; `refused` gets, by row id, why a text must not be used under any licence."""
+    for sample in map(normalised, rows.samples):
+        if problem := rules.policy.against_license(sample.license):
+            where = f"{sample.source}:{sample.source_row}"
+            refused.setdefault(sample.row_id, f"the same text is in {where}, whose licence {problem}")
+        found = check(sample, rules.withdrawals, rules.count, rules.max_tokens, rules.policy)
         if isinstance(found, Kept):
             yield found
         else:
@@ -188,6 +202,12 @@ class _Deduplicator:
     @property
     def rows(self) -> list[Kept]:
         return list(self._kept.values())
+
+    def refuse(self, refused: Mapping[str, str], quarantine: list[Quarantined]) -> None:
+        """Takes out the texts of which some copy has a refused licence; near copies stay out too."""
+        for identity in [identity for identity in self._kept if identity in refused]:
+            sample = self._kept.pop(identity).sample
+            quarantine.append(Quarantined(sample, "license", refused[identity]))
 
     def take(self, row: Kept, quarantine: list[Quarantined]) -> None:
         sample, identity = row.sample, row.sample.row_id

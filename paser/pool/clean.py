@@ -9,20 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paser.errors import SourceError
+from paser.pool.policy import Policy
 from paser.records import ROW_ID_VERSION, Sample, normalise
 
 COLUMNS = ["kind", "value", "reason", "date"]
+NO_POLICY = Policy()
 KINDS = ("row", "source", "license", "text")
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A row that was left out. `duplicate_of` is the id of the row that stands for it, if one does."""
+    """A row that was left out. `duplicate_of` is the id of the row that stands for it, if one does.
+
+    `original_id` is the id of the row whose text was redacted here.
+    """
 
     sample: Sample
     reason: str
     detail: str = ""
     duplicate_of: str | None = None
+    original_id: str | None = None
+
+    @property
+    def row_id(self) -> str:
+        return self.original_id or self.sample.row_id
 
 
 @dataclass(frozen=True)
@@ -99,11 +109,21 @@ def normalised(sample: Sample) -> Sample:
 
 
 def check(
-    sample: Sample, withdrawals: Withdrawals, count: Callable[[Sample], int], max_tokens: int
+    sample: Sample,
+    withdrawals: Withdrawals,
+    count: Callable[[Sample], int],
+    max_tokens: int,
+    policy: Policy = NO_POLICY,
 ) -> Kept | Quarantined:
     """The row with its length, or the first reason against it. The sample must be normalised."""
-    if reason := withdrawals.reason(sample):
-        return Quarantined(sample, "withdrawn", reason)
+    identity = sample.row_id
+    for reason, detail in (
+        ("withdrawn", withdrawals.reason(sample)),
+        ("license", policy.against_license(sample.license)),
+        ("pattern", policy.against_text(sample)),
+    ):
+        if detail:
+            return Quarantined(policy.redacted(sample), reason, detail, original_id=identity)
     if not sample.prompt:
         return Quarantined(sample, "empty_prompt")
     if not sample.output:

@@ -15,6 +15,7 @@ CORE = (
     "paser/artifacts.py",
     "paser/cache.py",
     "paser/errors.py",
+    "paser/lineage/events.py",
     "paser/lineage/record.py",
     "paser/progress.py",
     "paser/records.py",
@@ -88,7 +89,7 @@ STAGES: dict[str, Stage] = {
                 "data/calibration.parquet",
                 "data/quarantine.parquet",
             ),
-            params=("seed", "pool"),
+            params=("seed", "pool", "policy"),
             code=("paser/pool", "paser/sources", _MODELS),
         ),
         Stage(

@@ -13,6 +13,7 @@ from paser.models.loading import load_tokenizer
 from paser.models.tokens import SampleEncoder
 from paser.pool.build import Built, Rules, build, kept_rows, quarantine_rows, read_rows
 from paser.pool.clean import Kept, read_withdrawals
+from paser.pool.policy import policy_of
 from paser.progress import progress, say, warn
 from paser.sources.fetching import read_index
 
@@ -33,6 +34,7 @@ def run(context: Context) -> None:
         share=settings.share,
         seed=context.settings.seed,
         withdrawals=read_withdrawals(context.input("data/withdrawn.csv")),
+        policy=policy_of(context.settings.policy),
     )
     sources = len(read_index(pool_dir)) + len(read_index(calibration_dir))
     with progress("reading", sources, "sources") as advance:

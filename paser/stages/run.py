@@ -24,6 +24,7 @@ import paser
 from paser.artifacts import disk_errors, remove, replace, write_json
 from paser.cache import Cache
 from paser.errors import PaserError, StageError
+from paser.lineage.events import StageEvents
 from paser.lineage.record import (
     RECORD_VERSION,
     Artefact,
@@ -86,7 +87,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
     by_path = {artefact.path: artefact for artefact in inputs}
     context = Context(project, spec, settings, Cache.of(project), by_path)
     module = importlib.import_module(f"paser.stages.{name}")
-    with _staging(context):
+    with StageEvents(name).around(inputs) as written, _staging(context):
         try:
             module.run(context)
         except PaserError as error:
@@ -97,7 +98,8 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
         _unchanged(project, inputs, spec)
         for relative in spec.outputs:
             replace(context.out(relative), project / relative)
-    outputs = [describe(project, relative) for relative in spec.outputs]
+        outputs = [describe(project, relative) for relative in spec.outputs]
+        written += outputs
     record = {
         "version": RECORD_VERSION,
         "stage": name,
