@@ -105,7 +105,7 @@ def damage(
 
     profile = profile_damage(original, pruned, pool, out, pool_format, encoder, params)
     if as_json:
-        _print_json(profile)
+        print_json(profile)
         return
     from paser.evaluation.damage import damage_table
 
@@ -126,7 +126,7 @@ def models_inspect(
 
     found = inspection.inspect_uri(model)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
         inspection.render(found, console())
 
