@@ -19,7 +19,7 @@ from paser.artifacts import read_json, write_json
 from paser.errors import PaserError
 from paser.progress import duration, say
 
-NAMES = ("scoring", "clustering", "scale", "concepts", "selection")
+NAMES = ("scoring", "clustering", "scale", "concepts", "selection", "audit")
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"
 OPENING = """# Benchmarks

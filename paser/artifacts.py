@@ -214,11 +214,13 @@ def read_columns(path: Path, required: Sequence[str], optional: Sequence[str] = 
     if not path.exists():
         raise PaserError(f"{path} does not exist", remedy="run the stage that writes it")
     try:
-        there = pq.read_schema(path).names
-        missing = [name for name in required if name not in there]
-        if missing:
-            raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
-        return pq.read_table(path, columns=[*required, *(name for name in optional if name in there)])
+        # Not `read_table`, which imports pyarrow's datasets and with them pandas: half a second.
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            missing = [name for name in required if name not in there]
+            if missing:
+                raise PaserError(f"{path} has no column {missing[0]!r}", remedy="rebuild it with `dvc repro`")
+            return file.read(columns=[*required, *(name for name in optional if name in there)])
     except pa.ArrowInvalid as error:
         raise PaserError(f"{path} is not a parquet file: {error}", remedy="rebuild it") from error
 

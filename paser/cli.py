@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from paser import __version__
-from paser.cli_audit import AsJson, audit, print_json
+from paser.cli_audit import AsJson, audit, catalogue, print_json
 from paser.errors import PaserError
 from paser.progress import console
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 cache = typer.Typer(help="Shards, checkpoints and downloads kept in .paser/cache.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
+app.add_typer(catalogue, name="catalogue")
 app.add_typer(cache, name="cache")
 
 Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]

@@ -7,30 +7,67 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paser.errors import PaserError
-from paser.progress import console
+from paser.progress import console, say, warn
+
+if TYPE_CHECKING:
+    from paser.lineage.catalogue import Catalogue
+    from paser.lineage.impact import Withdrawal
 
 audit = typer.Typer(help="Which rows went into a model, and is the record intact?", no_args_is_help=True)
+catalogue = typer.Typer(help="Every model that was audited, in one index.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 Entry = Annotated[
     Path | None, typer.Option("--entry", help="Audit entry (data/audit) of a model that was copied away.")
 ]
+Model = Annotated[str, typer.Argument(help="A model's folder, or the beginning of its id in the catalogue.")]
+Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]
+Where = Annotated[
+    Path | None,
+    typer.Option("--catalogue", help="Catalogue folder; else PASER_CATALOGUE_DIR, else .paser/catalogue."),
+]
+Rows = Annotated[list[str] | None, typer.Option("--row", help="A row id, its beginning, or SOURCE:PLACE.")]
+Sources = Annotated[list[str] | None, typer.Option("--source", help="A source's name.")]
+Licenses = Annotated[list[str] | None, typer.Option("--license", help="A licence as sources name it.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--text", help="A text, a JSON row, or @PATH of a file with one; wherever it is found."),
+]
+HERE = Path(".")
+NO = 3  # exit code: the question was answered with no
 
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
+def open_catalogue(project: Path, where: Path | None) -> Catalogue:
+    """The catalogue, with the project's entry taken in; an entry that is altered is warned of, not taken."""
+    from paser.lineage.catalogue import Catalogue, sync
+
+    found = Catalogue.of(project.resolve(), where)
+    try:
+        done = sync(project.resolve(), found)
+    except (PaserError, OSError) as error:
+        warn(f"data/audit was not taken into the catalogue: {error}")
+    else:
+        if done is not None and done[1]:
+            say(f"model {done[0][:12]} taken into the catalogue {found.root}")
+    return found
+
+
 @audit.command()
 def trace(
-    model: Path,
+    model: Model,
     entry: Entry = None,
     rows: Annotated[bool, typer.Option("--rows", help="Show all rows, not only the first 10.")] = False,
+    project: Project = HERE,
+    where: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Which rows, from which sources, through which scores, went into a model.
@@ -38,12 +75,197 @@ def trace(
     Example: paser audit trace data/models/recovered --rows
     """
     from paser.lineage import trace as tracing
+    from paser.lineage.query import locate
 
-    found = tracing.trace(model, entry)
+    folder, found_entry = locate(model, entry, open_catalogue(project, where))
+    found = tracing.trace(folder, found_entry, None if rows or as_json else tracing.SHOWN_ROWS)
     if as_json:
         print_json(found.as_json())
     else:
         tracing.render(found, console(), all_rows=rows)
+
+
+@audit.command()
+def why(
+    model: Model,
+    row: Annotated[str, typer.Argument(help="A row id or its beginning; with --text, a text or @PATH.")],
+    text: Annotated[
+        bool, typer.Option("--text", help="ROW is a text: a prompt, a response, a JSON row.")
+    ] = False,
+    entry: Entry = None,
+    project: Project = HERE,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why a row was taken or left: role, score, rank, cluster, reason, and what it clashed with.
+
+    Exit code 3 when the model's run never read the row.
+    Example: paser audit why data/models/recovered r1-0f3a5c7e9b1d
+    """
+    from paser.lineage import why as explaining
+    from paser.lineage.query import locate, read_text
+
+    folder, found_entry = locate(model, entry, open_catalogue(project, where))
+    found = explaining.why(folder, found_entry, read_text(row) if text else row)
+    if as_json:
+        print_json({"model": model, "rows": found})
+    else:
+        explaining.render(found, console())
+        if not found:
+            print(f"{model}: its run never read this row")
+    if not found:
+        raise typer.Exit(NO)
+
+
+@audit.command()
+def find(
+    query: Annotated[str, typer.Argument(help="What to look for; a text may be @PATH of a file.")],
+    text: Annotated[
+        bool, typer.Option("--text", help="A prompt, a response or a JSON row, exactly.")
+    ] = False,
+    row: Annotated[bool, typer.Option("--row", help="A row id or its beginning.")] = False,
+    source: Annotated[bool, typer.Option("--source", help="A source's name.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="A licence as sources name it.")] = False,
+    near: Annotated[bool, typer.Option("--near", help="Like --text, and whatever resembles it.")] = False,
+    similarity: Annotated[
+        float, typer.Option(help="With --near: least Jaccard similarity of word 5-grams, 0 to 1.")
+    ] = 0.75,
+    project: Project = HERE,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which models of the catalogue contain a row, text, source or licence, and in which role.
+
+    Without a flag the query is a row id, a known source, a known licence, or else a text. Exit code 3 when no
+    model contains it.
+    Example: paser audit find "Write a function that splits a list" --near
+    """
+    from paser.lineage import find as finding
+
+    flags = {"text": text, "row": row, "source": source, "license": license, "near": near}
+    chosen = [name for name, given in flags.items() if given]
+    if len(chosen) > 1:
+        raise PaserError(f"--{chosen[0]} and --{chosen[1]} at once", remedy="ask one question at a time")
+    known = open_catalogue(project, where)
+    kind: Any = chosen[0] if chosen else finding.guess(query, known)
+    found = finding.find(known, query, kind, similarity)
+    similar = finding.known_names(known, kind, query) if kind in ("source", "license") and not found else []
+    if as_json:
+        print_json({"kind": kind, "query": query, "matches": found, "similar_names": similar})
+    else:
+        finding.render(found, kind, query, console())
+        if similar:
+            print(f"known names like it: {', '.join(similar)}")
+    if not found:
+        raise typer.Exit(NO)
+
+
+@audit.command()
+def impact(
+    row: Rows = None,
+    source: Sources = None,
+    license: Licenses = None,
+    text: Texts = None,
+    project: Project = HERE,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """What withdrawing rows would mean: which models must be retrained, pruned or evaluated again.
+
+    Nothing is changed. Exit code 3 when no model read any of the rows.
+    Example: paser audit impact --source chatterbot --license GPL-3.0-only
+    """
+    from paser.lineage import impact as weighing
+
+    known = open_catalogue(project, where)
+    wanted = _withdrawals(known, row, source, license, text)
+    found = weighing.impact(known, wanted)
+    if as_json:
+        print_json({"withdrawals": [vars(item) for item in wanted], "models": found})
+    else:
+        weighing.render(found, console())
+    if not found:
+        raise typer.Exit(NO)
+
+
+@audit.command()
+def withdraw(
+    reason: Annotated[str, typer.Option(help="Why, for whoever reads the file in a year.")],
+    row: Rows = None,
+    source: Sources = None,
+    license: Licenses = None,
+    text: Texts = None,
+    date: Annotated[str | None, typer.Option(help="YYYY-MM-DD; today by default.")] = None,
+    project: Project = HERE,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw rows for ever: adds them to data/withdrawn.csv, and shows what it means.
+
+    The next `dvc repro` leaves them out, with the reason, in quarantine. A second time is an error.
+    Example: paser audit withdraw --source chatterbot --reason "the customer asked for it"
+    """
+    from datetime import UTC, datetime
+
+    from paser.lineage import impact as weighing
+    from paser.lineage import withdraw as recording
+
+    known = open_catalogue(project, where)
+    wanted = _withdrawals(known, row, source, license, text)
+    day = date or datetime.now(UTC).date().isoformat()
+    path = project / recording.FILE
+    recording.withdraw(path, wanted, reason, day)
+    found = weighing.impact(known, wanted)
+    if as_json:
+        lines = [{**vars(item), "reason": reason, "date": day} for item in wanted]
+        print_json({"withdrawn": lines, "models": found})
+        return
+    for item in wanted:
+        print(f"{path}: {item.kind} {item.value} is withdrawn")
+    weighing.render(found, console())
+    print("commit the file, then `dvc repro` honours it")
+
+
+def _withdrawals(known: Catalogue, *given: list[str] | None) -> list[Withdrawal]:
+    from paser.lineage.withdraw import resolve
+
+    kinds = ("row", "source", "license", "text")
+    found = [
+        item
+        for kind, values in zip(kinds, given, strict=True)
+        for value in values or ()
+        for item in resolve(known, kind, value)
+    ]
+    if not found:
+        raise PaserError(
+            "nothing to withdraw was given", remedy="give --row, --source, --license or --text, once or more"
+        )
+    return list(dict.fromkeys(found))
+
+
+@audit.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A model, an audit entry, or a folder of `paser select`.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    project: Project = HERE,
+    where: Where = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rows in and out between two selections or models, by cluster and reason; settings that differ.
+
+    Exit code 3 when they differ.
+    Example: paser audit diff 3f9a1c77d2e0 data/models/recovered
+    """
+    from paser.lineage import diff as comparing
+
+    known = open_catalogue(project, where)
+    found = comparing.diff(comparing.read_side(a, known), comparing.read_side(b, known))
+    if as_json:
+        print_json(found)
+    else:
+        comparing.render(found, console())
+    if comparing.differs(found):
+        raise typer.Exit(NO)
 
 
 @audit.command()
@@ -67,6 +289,7 @@ def verify(
     """
     from paser.lineage import verify as verifying
 
+    open_catalogue(HERE, None)
     checks = verifying.verify(model, entry, deep=deep, key=key, signature=signature)
     if as_json:
         print_json(verifying.as_json(checks))
@@ -91,6 +314,7 @@ def prove(
     from paser.artifacts import write_json
     from paser.lineage import proof as proving
 
+    open_catalogue(HERE, None)
     proof = proving.prove(model, row_id)
     if out is None:
         print_json(proof)
@@ -229,3 +453,78 @@ def _entry_of(model: Path, entry: Path | None) -> Path:
     ):
         raise PaserError(f"{found} is not the audit entry of {model}", remedy="give its entry with --entry")
     return found
+
+
+@catalogue.command("sync")
+def catalogue_sync(project: Project = HERE, where: Where = None, as_json: AsJson = False) -> None:
+    """Take the project's data/audit into the catalogue; nothing happens if it is there.
+
+    Example: paser catalogue sync
+    """
+    from paser.lineage.catalogue import Catalogue, sync
+
+    found = Catalogue.of(project.resolve(), where)
+    done = sync(project.resolve(), found)
+    if done is None:
+        raise PaserError(
+            f"{project / 'data' / 'audit'} holds no audit entry",
+            remedy="`dvc repro audit` writes it; `dvc checkout` restores it",
+        )
+    if as_json:
+        print_json({"catalogue": str(found.root), "model": done[0], "added": done[1]})
+    else:
+        print(f"{found.root}: model {done[0][:12]} {'added' if done[1] else 'is there already'}")
+
+
+@catalogue.command("list")
+def catalogue_list(project: Project = HERE, where: Where = None, as_json: AsJson = False) -> None:
+    """Every model of the catalogue.
+
+    Example: paser catalogue list
+    """
+    known = open_catalogue(project, where)
+    models = known.models()
+    if as_json:
+        print_json([model.as_json() for model in models])
+        return
+    from rich.table import Table
+
+    table = Table(title=f"Models in {known.root}", title_justify="left")
+    for name in ("id", "added", "Merkle root", "commit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("rows", "tokens", "rejected", "held out", "calibrated", "quarantined"):
+        table.add_column(name, justify="right")
+    for model in models:
+        table.add_row(
+            model.id[:12],
+            model.added[:16].replace("T", " "),
+            model.merkle_root[:12],
+            (model.commit or "-")[:10],
+            f"{model.rows:,}",
+            f"{model.tokens:,}",
+            *(f"{model.roles[role]:,}" for role in ("rejected", "held_out", "calibrated", "quarantined")),
+        )
+    console().print(table)
+
+
+@catalogue.command("rebuild")
+def catalogue_rebuild(project: Project = HERE, where: Where = None, as_json: AsJson = False) -> None:
+    """Fill the catalogue from the git history of dvc.lock, out of DVC's cache and remote.
+
+    Exit code 3 when an entry could not be had; it is listed with the reason.
+    Example: paser catalogue rebuild
+    """
+    from paser.lineage.history import rebuild
+
+    known = open_catalogue(project, where)
+    found = rebuild(project.resolve(), known)
+    if as_json:
+        print_json([item.as_json() for item in found])
+    else:
+        for item in found:
+            print(f"{item.commit[:10]} {item.digest}: {item.state} {item.detail}")
+        states = [item.state for item in found]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in ("added", "known", "missing"))
+        print(f"{len(found)} entries in the history of dvc.lock: {counts}")
+    if any(item.state == "missing" for item in found):
+        raise typer.Exit(NO)

@@ -39,7 +39,9 @@ def run_demo(project: Path) -> None:
     unchanged = before is not None and sha256_file(lock) == before
     say(f"nothing to do: every stage is up to date ({spent})" if unchanged else f"done in {spent}")
     from paser.evaluation.table import result_tables
+    from paser.lineage.catalogue import Catalogue, sync
 
+    sync(project, Catalogue.of(project))
     out = console()
     out.print(result_tables(read_json(project / "data" / "metrics.json")))
     out.print(f"report:  {project / 'data' / 'report' / 'index.html'}", soft_wrap=True)

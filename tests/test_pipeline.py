@@ -191,6 +191,37 @@ def test_a_changed_source_list_re_runs_only_what_really_changed(done: Path, tmp_
     assert read_rows(copy / "data/pool.parquet", "pool")[0]["license"] == "BSD-3-Clause"
 
 
+def test_withdrawn_rows_are_left_out_for_ever(done: Path, tmp_path: Path) -> None:
+    """One row in each role: the next run has them in quarantine, with the reason, and nowhere else."""
+    copy = tmp_path / "p"
+    shutil.copytree(done, copy)
+    selected = read_jsonl(copy / "data/selected.jsonl")[0]
+    held, calibrated = (
+        read_rows(copy / f"data/{name}.parquet", "pool")[0] for name in ("holdout", "calibration")
+    )
+    whole = json.dumps({key: selected[key] for key in ("instruction", "input", "output")})
+    withdraw = ("paser", "audit", "withdraw", "--reason")
+    shown = projects.run(copy, *withdraw, "poisoned", "--text", whole, "--json").stdout
+    assert [model["verdict"] for model in json.loads(shown)["models"]] == ["retrain"]
+    projects.run(copy, *withdraw, "consent", "--row", held["row_id"][:16])
+    projects.run(copy, *withdraw, "consent", "--row", f"spare:{calibrated['source_row']}")
+    again = projects.run(copy, *withdraw, "once more", "--row", selected["row_id"], check=False)
+    assert again.returncode == 1
+    assert "is withdrawn already: poisoned" in again.stderr
+    projects.run(copy, "dvc", "repro", "select")
+    quarantine = {
+        row["row_id"]: row["detail"]
+        for row in read_rows(copy / "data/quarantine.parquet", "quarantine")
+        if row["reason"] == "withdrawn"
+    }
+    assert quarantine.keys() == {row["row_id"] for row in (selected, held, calibrated)}
+    assert "poisoned" in quarantine[selected["row_id"]]
+    for name in ("pool", "holdout", "calibration"):
+        assert not quarantine.keys() & {r["row_id"] for r in read_rows(copy / f"data/{name}.parquet", "pool")}
+    for name in ("selected", "control"):
+        assert not quarantine.keys() & {row["row_id"] for row in read_jsonl(copy / f"data/{name}.jsonl")}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from paser.lineage.sketch import DIGEST_BYTES, SKETCH_BYTES, sketches, text_dige
 from paser.records import prompt_text, schema
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 ENTRY_VERSION = 2
@@ -187,14 +188,40 @@ def text_batches(paths: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
             }
 
 
+def string_array(values: Sequence[str]) -> pa.Array:
+    """Strings as a column, made from their bytes.
+
+    Whatever turns a Python value into one of arrow's imports pandas, which takes a third of a second; so the
+    questions of the command line take their values this way.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    encoded = [value.encode("utf-8") for value in values]
+    offsets = np.zeros(len(encoded) + 1, dtype=np.int32)
+    np.cumsum([len(value) for value in encoded], out=offsets[1:])
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    """Numbers without nulls; `to_numpy` would import pandas too."""
+    import numpy as np
+
+    return np.from_dlpack(column)
+
+
 def shares(rows: pa.Table, key: str) -> list[Row]:
     """Rows and tokens by column `key`, most tokens first: `[{name, rows, tokens}]`."""
-    counted = rows.group_by(key).aggregate([("tokens", "sum"), ([], "count_all")])
+    import numpy as np
+
+    names = rows[key].combine_chunks().dictionary_encode(null_encoding="encode")
+    known, codes = names.dictionary.to_pylist(), _numbers(names.indices)
+    counts = np.bincount(codes, minlength=len(known)).tolist()
+    weights = _numbers(rows["tokens"].combine_chunks())
+    tokens = np.bincount(codes, weights=weights, minlength=len(known)).tolist()
     found = [
-        {"name": "(none)" if name is None else str(name), "rows": int(count), "tokens": int(tokens)}
-        for name, count, tokens in zip(
-            *(counted[column].to_pylist() for column in (key, "count_all", "tokens_sum")), strict=True
-        )
+        {"name": "(none)" if name is None else str(name), "rows": count, "tokens": int(total)}
+        for name, count, total in zip(known, counts, tokens, strict=True)
     ]
     return sorted(found, key=lambda row: (-row["tokens"], row["name"]))
 
@@ -204,20 +231,23 @@ def cluster_shares(rows: pa.Table, clusters: Mapping[str, Any]) -> list[Row]:
 
     `rows` has columns `cluster`, `tokens` and `jsd`; non-finite scores are left out of the range.
     """
+    import numpy as np
     import pyarrow.compute as pc
 
     names = {item["cluster"]: item["name"] for item in clusters["clusters"]}
+    numbers, tokens = (_numbers(rows[name].combine_chunks()) for name in ("cluster", "tokens"))
+    scored = rows.filter(pc.is_valid(rows["jsd"]))
+    numbers_scored, scores = (_numbers(scored[name].combine_chunks()) for name in ("cluster", "jsd"))
     result = []
-    for cluster in sorted(pc.unique(rows["cluster"]).to_pylist()):
-        part = rows.filter(pc.equal(rows["cluster"], cluster))
-        scores = part["jsd"].drop_null()
-        finite = scores.filter(pc.is_finite(scores)).to_pylist()
+    for cluster in np.unique(numbers).tolist():
+        part = numbers == cluster
+        finite = scores[(numbers_scored == cluster) & np.isfinite(scores)].tolist()
         result.append(
             {
                 "cluster": cluster,
                 "name": names.get(cluster, str(cluster)),
-                "rows": part.num_rows,
-                "tokens": int(pc.sum(part["tokens"]).as_py()),
+                "rows": int(part.sum()),
+                "tokens": int(tokens[part].sum()),
                 "jsd_mean": math.fsum(finite) / len(finite) if finite else None,
                 "jsd_min": min(finite) if finite else None,
                 "jsd_max": max(finite) if finite else None,

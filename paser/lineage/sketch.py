@@ -120,7 +120,8 @@ def _mixed(hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
     mixed = mixed * np.uint32(0x85EBCA6B)
     mixed = mixed ^ (mixed >> np.uint32(13))
     mixed = mixed * np.uint32(0xC2B2AE35)
-    return mixed ^ (mixed >> np.uint32(16))
+    finished: NDArray[np.uint32] = mixed ^ (mixed >> np.uint32(16))
+    return finished
 
 
 @cache

@@ -18,6 +18,7 @@ from paser.lineage.entry import (
     find_entry,
     settings_of,
     shares,
+    string_array,
 )
 from paser.lineage.provenance import PROVENANCE, load_provenance
 
@@ -116,12 +117,11 @@ def entry_of(model: Path, entry: Path | None, provenance: Row) -> Entry:
 
 def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
     """The rows the model was trained on, in training order: origin, cluster, and JSD and tokens as scored."""
-    import pyarrow as pa
     import pyarrow.compute as pc
 
-    trained = pa.array(provenance["row_ids"], pa.string())
+    trained = string_array(provenance["row_ids"])
     known = entry.register(*_OF_REGISTER, "role")
-    known = known.filter(pc.is_in(known["role"], value_set=pa.array(["trained", "rejected"])))
+    known = known.filter(pc.is_in(known["role"], value_set=string_array(("trained", "rejected"))))
     places = pc.index_in(trained, value_set=known["row_id"].combine_chunks())
     if places.null_count:
         row_id = trained[pc.index(places.is_null(), True).as_py()].as_py()
@@ -130,8 +130,15 @@ def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
             remedy="`paser audit verify` says what was altered",
         )
     scores = entry.table("scores", "row_id", "jsd", "prompt_tokens", "response_tokens")
-    scored = scores.take(pc.index_in(trained, value_set=scores["row_id"].combine_chunks()))
-    tokens = pc.fill_null(pc.add(scored["prompt_tokens"], scored["response_tokens"]), 0)
+    scored_at = pc.index_in(trained, value_set=scores["row_id"].combine_chunks())
+    if scored_at.null_count:
+        row_id = trained[pc.index(scored_at.is_null(), True).as_py()].as_py()
+        raise PaserError(
+            f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/scores.parquet",
+            remedy="`paser audit verify` says what was altered",
+        )
+    scored = scores.take(scored_at)
+    tokens = pc.add(scored["prompt_tokens"], scored["response_tokens"])
     rows = known.select(_OF_REGISTER).take(places)
     return rows.append_column("tokens", tokens).append_column("jsd", scored["jsd"])
 

@@ -33,5 +33,5 @@ def strictness(license: str) -> int:
 
 
 def strictest(licenses: Iterable[str]) -> str:
-    """The most demanding of some licences (at least one); equally strict ones by name."""
-    return max(sorted({*licenses}, reverse=True), key=strictness)
+    """The most demanding of some licences (at least one); of equally strict ones the first by name."""
+    return max(sorted({*licenses}), key=strictness)

@@ -1,0 +1,323 @@
+"""An auditor's questions, asked as commands, of a model with 100,000 trained rows among 1,000 such models.
+
+The rows are real texts joined by halves (`benchmarks.selection`), the weights random bytes, decisions and
+scores drawn. The other models of the catalogue have the first one's rows in other roles; of their entries
+only the index exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import ROOT
+from benchmarks.measure import measured
+from benchmarks.selection import write_project as write_scored
+from paser.artifacts import (
+    files_below,
+    read_columns,
+    sha256_file,
+    staged,
+    write_batches,
+    write_json,
+    write_jsonl,
+)
+from paser.cache import Cache
+from paser.progress import progress, say
+
+TRAINED, POOL, HELD, CALIBRATED = 100_000, 125_000, 2_000, 64
+MODELS = 1_000
+WEIGHTS = 256 << 20
+RUNS = 5
+TARGET_SECONDS = 1.0
+VERSION = 1
+TEXT = ("instruction", "input", "output")
+
+
+def run(pool: int = POOL, trained: int = TRAINED, count: int = MODELS) -> dict[str, Any]:
+    project = Cache.of(ROOT).entry("bench", f"audit-{VERSION}-{pool}-{trained}")
+    if not project.exists():
+        say(f"writing a model with {trained:,} trained rows")
+        measured("benchmarks.audit:write", folder=str(project), pool=pool, trained=trained)
+    stage = measured("benchmarks.audit:stage", folder=str(project))
+    shutil.rmtree(project / ".paser", ignore_errors=True)
+    first = measured("benchmarks.audit:take_in", folder=str(project))
+    say(f"writing a catalogue of {count:,} models")
+    measured("benchmarks.audit:multiply", folder=str(project), count=count)
+    found = {
+        "rows": {"pool": pool, "trained": trained},
+        "models": count,
+        "stage_seconds": stage["seconds"],
+        "stage_gb": stage["peak_gb"],
+        "sync_seconds": first["seconds"],
+        "entry_bytes": {p.name: p.stat().st_size for p in files_below(project / "data/audit")},
+        "index_gb": (project / ".paser/catalogue/catalogue.sqlite").stat().st_size / 1e9,
+        "commands": [asked(name, words, project) for name, words in questions(project).items()],
+        "verify": measured("benchmarks.audit:verified", folder=str(project))["result"],
+    }
+    shutil.rmtree(project / ".paser")
+    return found
+
+
+def questions(project: Path) -> dict[str, list[str]]:
+    """The commands, by what they are called in the table."""
+    decisions = read_columns(project / "data/decisions.parquet", ("row_id", "decision")).to_pydict()
+    kinds: dict[str, str] = {}
+    for row_id, decision in zip(decisions["row_id"], decisions["decision"], strict=True):
+        kinds.setdefault(decision, row_id)
+    row = read_columns(project / "data/pool.parquet", TEXT).slice(7, 1).to_pylist()[0]
+    model = "data/models/recovered"
+    return {
+        "process alone (`paser version`)": ["version"],
+        "`audit trace MODEL`": ["audit", "trace", model],
+        "`audit trace MODEL --json` (every row)": ["audit", "trace", model, "--json"],
+        "`audit why MODEL ROW`, trained": ["audit", "why", model, kinds["accepted"]],
+        "`audit why MODEL ROW`, rejected": ["audit", "why", model, kinds["rejected"][:15]],
+        "`audit why MODEL TEXT --text`": ["audit", "why", model, row["output"], "--text"],
+        "`audit find ROW --row`": ["audit", "find", kinds["accepted"], "--row"],
+        "`audit find TEXT --text`": ["audit", "find", row["output"], "--text"],
+        "`audit find TEXT --near`": ["audit", "find", row["output"], "--near"],
+        "`audit find SOURCE --source`": ["audit", "find", "joined", "--source"],
+        "`audit impact --row ROW`": ["audit", "impact", "--row", kinds["accepted"]],
+        "`catalogue list`": ["catalogue", "list"],
+    }
+
+
+def asked(name: str, words: list[str], project: Path) -> dict[str, Any]:
+    """Seconds of some runs of one command, each a process of its own."""
+    seconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "paser", *words], cwd=project, stdout=subprocess.DEVNULL, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    return {"name": name, "median": statistics.median(seconds), "slowest": max(seconds)}
+
+
+def stage(folder: str) -> dict[str, Any]:
+    """Stage `audit`, as DVC runs it: hashing inputs before and after included."""
+    from paser.stages.run import run_stage
+
+    start = time.perf_counter()
+    run_stage("audit", Path(folder))
+    return {"seconds": time.perf_counter() - start}
+
+
+def take_in(folder: str) -> dict[str, Any]:
+    from paser.lineage.catalogue import Catalogue, sync
+
+    project = Path(folder)
+    start = time.perf_counter()
+    sync(project, Catalogue.of(project))
+    return {"seconds": time.perf_counter() - start}
+
+
+def verified(folder: str) -> dict[str, Any]:
+    """`verify` against SHA-256 of the same files, each twice and the faster one."""
+    from paser.lineage.verify import passed, verify
+
+    data = Path(folder) / "data"
+    files = [path for path in files_below(data) if not path.is_symlink()]
+    plain, whole = [], []
+    for _ in range(2):
+        start = time.perf_counter()
+        for path in files:
+            sha256_file(path)
+        plain.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        checks = verify(data / "models/recovered")
+        whole.append(time.perf_counter() - start)
+    return {
+        "bytes": sum(path.stat().st_size for path in files),
+        "hashing": min(plain),
+        "verify": min(whole),
+        "checks": len(checks),
+        "failed": [check.name for check in checks if not check.ok],
+        "passed": passed(checks),
+    }
+
+
+def multiply(folder: str, count: int) -> None:
+    """Models like the first, of which half of the rows of the pool have the other role."""
+    index = Path(folder) / ".paser/catalogue/catalogue.sqlite"
+    connection = sqlite3.connect(index, isolation_level=None)
+    names = "merkle_root, model, provenance, control, rows, tokens, roles, commit_id, added"
+    with progress("write", count - 1, "models") as advance:
+        for number in range(2, count + 1):
+            identity = hashlib.sha256(str(number).encode()).hexdigest()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                f"INSERT INTO model (id, entry, {names}) SELECT ?, ?, {names} FROM model WHERE id = 1",
+                (number, identity),
+            )
+            connection.execute(
+                "INSERT INTO member SELECT ?, sample, CASE WHEN role < 2 THEN (sample * 7 + ?) / 3 % 2 "
+                "ELSE role END, cluster, reason, twin FROM member WHERE model = 1",
+                (number, number),
+            )
+            connection.execute(
+                "INSERT INTO share SELECT ?, kind, name, role, rows FROM share WHERE model = 1", (number,)
+            )
+            connection.execute("COMMIT")
+            advance()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+def write(folder: str, pool: int, trained: int) -> None:
+    """A project up to the records of `evaluate`."""
+    with staged(Path(folder)) as project:
+        write_scored(str(project), pool + HELD + CALIBRATED)
+        _tables(project / "data", pool, trained)
+        _model(project)
+        _records(project)
+
+
+def _tables(data: Path, pool: int, trained: int) -> None:
+    """The first rows as the pool, the next as held-out and calibration rows; no row is quarantined."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from paser.records import schema
+
+    draw = np.random.default_rng(17)
+    tables = {name: pq.read_table(data / f"{name}.parquet") for name in ("pool", "clusters", "scores")}
+    rows = tables["pool"]
+    parts = {
+        "pool": rows.slice(0, pool),
+        "holdout": rows.slice(pool, HELD),
+        "calibration": rows.slice(pool + HELD),
+        "scores": tables["scores"].slice(0, pool),
+    }
+    split = ["pool"] * pool + ["holdout"] * HELD
+    clusters = tables["clusters"].slice(0, pool + HELD).set_column(1, "split", [split])
+    for name, table in {**parts, "clusters": clusters}.items():
+        pq.write_table(table, data / f"{name}.parquet", compression="zstd")
+    pq.write_table(schema("quarantine").empty_table(), data / "quarantine.parquet")
+    accepted = np.zeros(pool, dtype=bool)
+    accepted[draw.choice(pool, size=trained, replace=False)] = True
+    write_batches(data / "decisions.parquet", "decisions", _decisions(parts, clusters, accepted))
+    order = draw.permutation(np.flatnonzero(accepted))
+    write_jsonl(data / "selected.jsonl", _selected(parts["pool"], clusters, parts["scores"], order))
+
+
+def _decisions(parts: dict[str, Any], clusters: Any, accepted: Any) -> Iterator[dict[str, Any]]:
+    import numpy as np
+
+    ids, count = parts["pool"]["row_id"].to_pylist(), len(accepted)
+    detail = "'{a}' (from {a}) and 'other' (from {b}) are both known but were never together; 2 of 5 known"
+    yield {
+        "row_id": ids,
+        "cluster": clusters["cluster"].slice(0, count).combine_chunks(),
+        "jsd": parts["scores"]["jsd"].combine_chunks(),
+        "ies": parts["scores"]["jsd"].combine_chunks(),
+        "rank": np.arange(1, count + 1),
+        "decision": np.where(accepted, "accepted", "rejected").astype(object),
+        "reason": np.where(accepted, "selected", "conflict").astype(object),
+        "detail": [
+            "" if taken else f"{detail.format(a=ids[i - 1], b=ids[i - 2])} pairs are joined"
+            for i, taken in enumerate(accepted)
+        ],
+    }
+
+
+def _selected(rows: Any, clusters: Any, scores: Any, order: Any) -> Iterator[dict[str, Any]]:
+    kept = ("row_id", *TEXT, "source", "source_row", "license", "label")
+    columns = {name: rows[name].to_pylist() for name in kept}
+    cluster = clusters["cluster"].to_pylist()
+    tokens = [a + b for a, b in zip(*(scores[f"{p}_tokens"].to_pylist() for p in ("prompt", "response")),
+                                    strict=True)]  # fmt: skip
+    for i in order.tolist():
+        yield {**{name: columns[name][i] for name in kept}, "cluster": cluster[i], "tokens": tokens[i]}
+
+
+def _model(project: Path) -> None:
+    """Random weights, and the proof beside them."""
+    import numpy as np
+
+    from paser.artifacts import read_jsonl
+    from paser.lineage.provenance import write_provenance
+
+    folder = project / "data/models/recovered"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(np.random.default_rng(5).bytes(WEIGHTS))
+    selected = read_jsonl(project / "data/selected.jsonl")
+    digest = sha256_file(project / "data/selected.jsonl")
+    write_provenance(
+        folder,
+        role="recovered",
+        rows=selected,
+        settings={},
+        inputs={"data/selected.jsonl": digest},
+        seed=17,
+        facts={},
+    )
+
+
+def _records(project: Path) -> None:
+    """The records of the stages before `audit`, of those of their files that exist here."""
+    from paser.lineage.record import describe
+    from paser.stages.graph import STAGES
+
+    shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
+    for name in ("budget", "metrics"):
+        write_json(project / f"data/{name}.json", {"clusters": []})
+    for name, spec in STAGES.items():
+        if name in ("audit", "report"):
+            continue
+        there = {
+            side: [describe(project, path).as_json() for path in paths if (project / path).exists()]
+            for side, paths in (("inputs", spec.inputs), ("outputs", spec.outputs))
+        }
+        write_json(
+            project / spec.record,
+            {
+                "version": 1, "stage": name, **there, "params": {}, "code": "0" * 64, "seed": 17,
+                "versions": {}, "facts": {},
+            },
+        )  # fmt: skip
+
+
+def render(result: dict[str, Any]) -> str:
+    rows, verify = result["rows"], result["verify"]
+    lines = [
+        f"| {command['name']} | {command['median']:.2f} | {command['slowest']:.2f} |"
+        for command in result["commands"]
+    ]
+    asked_for = [c for c in result["commands"] if c["name"].split(",")[0] in _TARGETED]
+    met = "met" if all(c["median"] < TARGET_SECONDS for c in asked_for) else "missed"
+    sizes = sorted(result["entry_bytes"].items(), key=lambda item: -item[1])
+    listed = ", ".join(f"`{name}` {size / 1e6:.1f}" for name, size in sizes if size >= 1e5)
+    texts = result["entry_bytes"]["selected.jsonl"]
+    rest = (sum(result["entry_bytes"].values()) - texts) / 1e6
+    rate, plain = (verify["bytes"] / verify[name] / 1e6 for name in ("verify", "hashing"))
+    verdict = "passed" if verify["passed"] else f"failed: {', '.join(verify['failed'])}"
+    return f"""## Audit
+
+A model trained on {rows["trained"]:,} of {rows["pool"]:,} rows of a pool, in a catalogue of {result["models"]:,} models with as
+many rows each; every command is a process of its own, run {RUNS} times. Target for `trace`, `why` and
+`find --row`: under {TARGET_SECONDS:.0f} s: {met} by the medians.
+
+| command | median s | slowest s |
+|---|---|---|
+{chr(10).join(lines)}
+
+Stage `audit` takes {result["stage_seconds"]:.1f} s and {result["stage_gb"]:.1f} GB, hashing its inputs twice included; taking the entry into the
+catalogue the first time {result["sync_seconds"]:.1f} s. The entry's own tables are {rest:.0f} MB, beside {texts / 1e6:.0f} MB of the texts of
+selected rows (MB: {listed}). The index of all models is {result["index_gb"]:.2f} GB.
+
+`verify` makes {verify["checks"]} checks ({verdict}) over {verify["bytes"] / 1e6:.0f} MB in {verify["verify"]:.1f} s, **{rate:.0f} MB/s**; SHA-256 of the same files alone
+takes {verify["hashing"]:.1f} s, {plain:.0f} MB/s.
+"""  # noqa: E501
+
+
+_TARGETED = ("`audit trace MODEL`", "`audit why MODEL ROW`", "`audit find ROW --row`")
