@@ -249,7 +249,7 @@ def test_a_model_copied_elsewhere_is_verified_with_its_entry(finished: Path, tmp
     entry = Path(shutil.copytree(finished / "data/audit", tmp_path / "proof"))
     checks = verify(model, entry)
     assert passed(checks)
-    assert [check.name for check in checks if not check.applies] == ["files of the project"]
+    assert [check.name for check in checks if not check.applies] == ["signature", "files of the project"]
     (model / "model.safetensors").write_bytes(b"x")
     assert not passed(verify(model, entry))
 

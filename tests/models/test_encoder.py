@@ -73,7 +73,12 @@ def test_a_grown_table_embeds_what_is_new_and_gives_the_same_bytes(
     ]
     asked: list[int] = []
     whole = encoders.embed
-    monkeypatch.setattr(encoders, "embed", lambda e, texts, n: asked.append(len(texts)) or whole(e, texts, n))
+
+    def counted(encoder: Any, texts: Any, batch_tokens: int) -> Any:
+        asked.append(len(texts))
+        return whole(encoder, texts, batch_tokens)
+
+    monkeypatch.setattr(encoders, "embed", counted)
     kept, anew = (
         PromptEmbedder.load(encoder, "digest", Settings(), Cache(tmp_path / name))
         for name in ("kept", "anew")

@@ -50,4 +50,4 @@ def prov(facts: Facts) -> str:
             document.wasGeneratedBy(written, activity)
             for one in read:
                 document.wasDerivedFrom(written, one)
-    return json_text(json.loads(str(document.serialize(format="json"))))
+    return json_text(json.loads(document.serialize(format="json") or "{}"))
