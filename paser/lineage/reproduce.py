@@ -145,7 +145,7 @@ def reproduce(model: Path, out: Path, entry: Path | None = None) -> Reproduced:
 
 
 def settings_again(record: Record, project: Path) -> Settings:
-    """The recorded settings with the number type and processes of then; the rest of `runtime` is the project's own."""
+    """The recorded settings, with number type and processes of then; else `runtime` is the project's own."""
     from paser.settings import load_settings, parse_settings
 
     params = record["params"]
