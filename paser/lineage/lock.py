@@ -182,7 +182,12 @@ def _unflat(under: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def same_setting(recorded: Any, stated: Any) -> bool:
-    """Whether a validated setting and one as written are the same: `1` is `1.0`, `10` the text `"10"`."""
+    """Whether a validated setting and one as written are the same: `1` is `1.0`, `10` the text `"10"`, and
+    nothing an empty mapping or list."""
+    if isinstance(recorded, Mapping) and isinstance(stated, Mapping):
+        return flat(recorded) == flat(stated)
+    if stated is None and recorded in ({}, []):
+        return True
     if isinstance(recorded, str) and not isinstance(stated, str):
         return recorded == str(stated)
     return bool(recorded == stated)

@@ -145,7 +145,7 @@ def reproduce(model: Path, out: Path, entry: Path | None = None) -> Reproduced:
 
 
 def settings_again(record: Record, project: Path) -> Settings:
-    """The recorded settings with the number type that was chosen then; `runtime` is the project's own."""
+    """The recorded settings, with number type and processes of then; else `runtime` is the project's own."""
     from paser.settings import load_settings, parse_settings
 
     params = record["params"]
@@ -156,6 +156,8 @@ def settings_again(record: Record, project: Path) -> Settings:
         "recover": params["recover"],
         "runtime": now.runtime.model_dump(mode="json"),
     }
+    if "processes" in record["facts"]:
+        content["runtime"]["processes"] = record["facts"]["processes"]
     return parse_settings(content, "the record of recover")
 
 

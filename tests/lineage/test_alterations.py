@@ -17,6 +17,7 @@ import yaml
 from synthetic_project import build
 
 from paser.artifacts import read_json, read_jsonl, write_json, write_jsonl
+from paser.lineage.lock import same_setting
 from paser.lineage.verify import Check, verify
 from paser.stages.graph import STAGES
 from paser.stages.run import run_stage
@@ -274,3 +275,10 @@ def test_a_stage_that_is_missing_in_the_lock_is_named(
 def test_the_records_own_digests_in_the_lock_are_compared(locked: Path) -> None:
     lock = json.dumps(yaml.safe_load((locked / "dvc.lock").read_text("utf-8")))
     assert all(spec.record in lock for spec in STAGES.values() if spec.name != "report")
+
+
+def test_a_setting_as_written_is_the_validated_one_and_no_other() -> None:
+    same = [("10", 10), (1.0, 1), ({}, None), (None, None), ({"a.b": 1}, {"a": {"b": 1}}), ({}, {})]
+    assert all(same_setting(recorded, stated) for recorded, stated in same)
+    other = [("10%", "11%"), (0, None), ({"a": 1}, None), ({"a.b": 1}, {"a": {"b": 2}}), (1, 2)]
+    assert not any(same_setting(recorded, stated) for recorded, stated in other)
