@@ -14,8 +14,10 @@ export TOKENIZERS_PARALLELISM := false
 demo: $(READY)
 	@paser demo
 
+# JOBS: processes that share the tests.
+JOBS ?= 2
 test: $(READY)
-	pytest -q
+	pytest -q -n $(JOBS)
 	$(MAKE) --no-print-directory lint
 
 # What takes minutes or the real model.

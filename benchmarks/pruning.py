@@ -22,6 +22,7 @@ from paser.artifacts import fingerprint, read_json, sha256_path, staged, write_j
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.lineage.record import code_digest, package_versions
+from paser.models.tokens import Encoded
 from paser.progress import say, warn
 from paser.pruning.protocol import schemes
 from paser.settings import PruneSettings
@@ -39,6 +40,7 @@ SEED = 17
 # On a machine that others use, OMP_NUM_THREADS=1 gets more done than two threads that wait for each other.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0"))
 TARGET_SECONDS, TARGET_GB = 300.0, 4.0
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ class Case:
     sparsity: float = 0.5
     pattern: str = "unstructured"
     options: dict[str, Any] = field(default_factory=dict)
+    # Calibrated on the test's own kind of text, windows that are not scored, in place of instructions.
+    on_text: bool = False
 
     @property
     def is_variant(self) -> bool:
         """Whether its scheme has a case with plainer settings."""
-        return self.pattern != "unstructured" or bool(self.options)
+        return self.pattern != "unstructured" or bool(self.options) or self.on_text
 
     @property
     def settings(self) -> PruneSettings:
@@ -78,6 +82,7 @@ CASES = (
     Case("random 50 %", "random"),
     Case("LLM-Pruner 25 %", "llm-pruner", sparsity=0.25),
     Case("SliceGPT 25 %", "slicegpt", sparsity=0.25),
+    Case("SliceGPT 25 %, on text", "slicegpt", sparsity=0.25, on_text=True),
     Case("FLAP 20 %", "flap", sparsity=0.2),
     Case("CFSP 20 %", "cfsp", sparsity=0.2),
     Case("depth 25 %", "depth", sparsity=0.25),
@@ -141,9 +146,7 @@ def run() -> dict[str, Any]:
     asked = {label for pair in ORDER for label in pair} | {"dense"}
     found: dict[str, dict[str, Any]] = {}
     # What a run that is stopped should have: the order of schemes first, then each scheme, then its variants.
-    first = sorted(
-        CASES, key=lambda c: (c.label not in asked, c.pattern != "unstructured" or bool(c.options))
-    )
+    first = sorted(CASES, key=lambda case: (case.label not in asked, case.is_variant))
     for case in first:
         try:
             found[case.label] = cell(case)
@@ -167,14 +170,8 @@ def cell(case: Case) -> dict[str, Any]:
         found: dict[str, Any] = {"label": case.label, "scheme": case.scheme}
         folder = original_model()
         if case.scheme is not None:
-            folder = Cache.of(ROOT).entry("bench", f"pruned-{path.stem}")
-            kept = folder / "measured.json"
-            if not kept.exists():
-                number = CASES.index(case)
-                with staged(folder) as target:
-                    pruned = measured("benchmarks.pruning:pruned", number=number, folder=str(target))
-                    write_json(target / "measured.json", pruned)
-            pruned = read_json(kept)
+            folder = pruned_model(case)
+            pruned = read_json(folder / MEASURED)
             found |= {"seconds": pruned["seconds"], "peak_gb": pruned["peak_gb"], **pruned["result"]}
         judged = measured("benchmarks.pruning:judged", folder=str(folder))
         found |= judged["result"] | {"perplexity_seconds": judged["seconds"]}
@@ -183,6 +180,16 @@ def cell(case: Case) -> dict[str, Any]:
             shutil.rmtree(folder)
     content: dict[str, Any] = read_json(path)
     return content
+
+
+def pruned_model(case: Case) -> Path:
+    """The default model pruned as `case` says, in a process of its own; what that took is in `MEASURED`."""
+    folder = Cache.of(ROOT).entry("bench", f"pruned-{path_of(case).stem}")
+    if not folder.exists():
+        with staged(folder) as target:
+            took = measured("benchmarks.pruning:pruned", number=CASES.index(case), folder=str(target))
+            write_json(target / MEASURED, took)
+    return folder
 
 
 def pruned(number: int, folder: str) -> dict[str, Any]:
@@ -198,8 +205,11 @@ def pruned(number: int, folder: str) -> dict[str, Any]:
     case, source = CASES[number], original_model()
     tokenizer = load_tokenizer(source)
     encoder = SampleEncoder(tokenizer)
-    samples = sorted((as_sample(i, row) for i, row in enumerate(real_rows())), key=lambda s: s.row_id)
-    calibration = [encoder.encode(s, CALIBRATION_TOKENS) for s in samples[-CALIBRATION_ROWS:]]
+    if case.on_text:
+        calibration = text_windows(tokenizer)
+    else:
+        samples = sorted((as_sample(i, row) for i, row in enumerate(real_rows())), key=lambda s: s.row_id)
+        calibration = [encoder.encode(s, CALIBRATION_TOKENS) for s in samples[-CALIBRATION_ROWS:]]
     start, work = time.perf_counter(), time.process_time()
     model = load_causal_lm(source, dtype=torch.bfloat16)
     result = prune(model, calibration, case.settings, SEED)
@@ -215,6 +225,15 @@ def pruned(number: int, folder: str) -> dict[str, Any]:
         "tokens": report.tokens,
         **gone(case, source, Path(folder), report.facts.get("blocks")),
     }
+
+
+def text_windows(tokenizer: Any) -> list[Encoded]:
+    """As many windows as there are calibration rows, from the part of the test text that is not scored."""
+    from paser.evaluation.perplexity import corpus_text
+
+    ids = tokenizer(corpus_text(bench_file(TEXT)), add_special_tokens=False)["input_ids"][CONTEXT * WINDOWS :]
+    starts = range(0, CALIBRATION_ROWS * CALIBRATION_TOKENS, CALIBRATION_TOKENS)
+    return [Encoded((), tuple(ids[start : start + CALIBRATION_TOKENS])) for start in starts]
 
 
 def gone(case: Case, original: Path, folder: Path, blocks: Any) -> dict[str, Any]:
@@ -264,6 +283,7 @@ def path_of(case: Case) -> Path:
         [CONTEXT, WINDOWS, SEED],
         code_digest(("paser/evaluation/perplexity.py", *(scheme_code(case.scheme) if case.scheme else ()))),
         package_versions(),
+        *(["on text"] if case.on_text else []),
     ]
     name = re.sub(r"[^a-z0-9]+", "-", case.label.lower()).strip("-")
     return RESULTS / f"{name}-{fingerprint(determines)[:12]}.json"
@@ -306,7 +326,8 @@ def table(cells: list[dict[str, Any]]) -> str:
         "What is gone is counted in the saved files.",
         "",
         f"Perplexity of WikiText-2 test ({TEXT}, with `<unk>` as in the file): {protocol}. Schemes calibrate "
-        "on instructions and the test is encyclopaedia text, unlike in papers that calibrate on web text.",
+        "on instructions and the test is encyclopaedia text, unlike in papers that calibrate on web text; "
+        f"`on text` calibrates on as many windows of {CALIBRATION_TOKENS} tokens of it that are not scored.",
         "",
         "| setting | gone | parameters, millions | perplexity | before | s | processor s | threads "
         "| peak GB |",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 2
 # A Ray that is starting has deadlines of its own, which a busy machine misses now and then.
 _ATTEMPTS = 3
+_ANSWER_SECONDS = 15.0
 _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_worker_niceness": "0",  # an actor is the stage's own work, not background
@@ -139,6 +140,8 @@ def connect(runtime: RuntimeSettings) -> None:
     A Ray of our own has no dashboard and takes only those who know this run's token (which Ray reads when it
     is imported: a program that imported it before decides by itself).
     """
+    if runtime.ray_address not in ("local", "auto"):
+        _check_answers(runtime.ray_address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -173,10 +176,23 @@ def connect(runtime: RuntimeSettings) -> None:
             if own and attempt < _ATTEMPTS - 1:
                 warn(f"Ray did not start ({_first_line(error)}); once more")
                 continue
-            raise SettingsError(
-                f"runtime.ray_address: no Ray answers at {runtime.ray_address!r}: {_first_line(error)}",
-                remedy="`ray start --head` starts one; `local` starts one for this run",
-            ) from error
+            raise _unanswered(runtime.ray_address, error) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raises SettingsError unless something listens at `host:port`: Ray itself asks for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unanswered(address, error) from error
+
+
+def _unanswered(address: str, error: Exception) -> SettingsError:
+    return SettingsError(
+        f"runtime.ray_address: no Ray answers at {address!r}: {_first_line(error)}",
+        remedy="`ray start --head` starts one; `local` starts one for this run",
+    )
 
 
 def _first_line(error: Exception) -> str:

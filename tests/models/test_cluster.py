@@ -12,8 +12,8 @@ import pytest
 
 from paser.artifacts import sha256_path
 from paser.cache import Cache
-from paser.errors import ModelError, SettingsError
-from paser.models.actors import Job, connect
+from paser.errors import ModelError
+from paser.models.actors import Job
 from paser.models.workload import ModelSet, open_models, score_rows
 from paser.settings import RuntimeSettings
 from tests.models.test_actors import LOCAL, portions, score, settings
@@ -76,11 +76,3 @@ def test_a_node_with_other_files_is_named(address: str, llama: Path, tmp_path: P
         job = Job(Where, {}, {path: "0" * 64}, (), on(address), threads=1)
         with pytest.raises(ModelError, match=message):
             list(job.run(portions(30)))
-
-
-def test_an_address_where_nothing_answers_is_an_error(address: str) -> None:
-    import ray
-
-    ray.shutdown()
-    with pytest.raises(SettingsError, match=r"no Ray answers at '127\.0\.0\.1:1'"):
-        connect(on("127.0.0.1:1"))
