@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n 2`, processes share the tests by file; flows stay together, for they share a Prefect server."""
+    """With `-n 2`, processes share the tests by file; flows stay together: they share a Prefect server."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
