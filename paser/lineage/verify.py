@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
-from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
+from paser.lineage.chain import ABSENT, Record, artefacts, flat, inconsistent, links
 from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
 from paser.lineage.hashing import Hasher
-from paser.lineage.lock import LOCK, against_bytes, against_record, flat, read_lock
+from paser.lineage.lock import LOCK, against_bytes, against_record, read_lock
 from paser.lineage.merkle import merkle_root
 from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
 from paser.lineage.record import Artefact, code_digest, package_versions
