@@ -242,7 +242,7 @@ def render(found: Found, kind: Kind, query: str, console: Console) -> None:
     if found.matches:
         console.print(table)
     if found.more:
-        console.print(f"and {found.more:,} more; --limit shows as many as it says", highlight=False)
+        console.print(f"and {found.more:,} more; --limit N lists N", highlight=False)
     trained = sum("trained" in model["roles"] for model in found.models)
     console.print(
         f"models that contain it: {len(found.models):,}, trained on it: {trained:,}", highlight=False
