@@ -113,10 +113,8 @@ def test_a_flow_run_ends_in_the_catalogue_and_events_of_its_stages_name_it(
         assert parent["run"]["runId"] == str(state.state_details.flow_run_id)
 
 
-def test_an_altered_entry_fails_no_flow_and_stays_out_of_the_catalogue(
-    done: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """DVC restores what it knows; what was committed altered is told of, and `verify` says the rest."""
+def test_an_altered_entry_fails_no_flow_and_stays_out_of_the_catalogue(done: Path) -> None:
+    """DVC brings back what it knows, so only an entry that it was told to accept comes this far."""
     path = done / "data/audit/metrics.json"
     path.chmod(0o644)
     path.write_bytes(path.read_bytes() + b" ")
@@ -124,7 +122,6 @@ def test_an_altered_entry_fails_no_flow_and_stays_out_of_the_catalogue(
     state = run(done, targets=["audit"])
     assert set(stages(state).values()) == {"Cached"}
     assert Catalogue.of(done).models() == []
-    assert "metrics.json is not what entry.json says" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["deleted", "altered"])
