@@ -415,7 +415,7 @@ def render(result: dict[str, Any]) -> str:
 
 A model trained on {rows["trained"]:,} of {rows["pool"]:,} rows of a pool, in a catalogue of {result["models"]:,} models with as
 many rows each; every command is a process of its own, run {RUNS} times. Processor time is user and system time
-together, and hardly depends on what else the machine does. Target for `trace`, `why` and `find --row`: under
+together, and depends less on what else the machine does. Target for `trace`, `why` and `find --row`: under
 {TARGET_SECONDS:.0f} s: {met} by the medians.
 
 | command | median s | slowest s | median s of processor time |
