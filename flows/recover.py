@@ -72,6 +72,8 @@ def recover(
                 )
             wait(list(futures.values()))
             states = {name: _ended(future.state) for name, future in futures.items()}
+            if states.get("audit", ("Not run",))[0] in DONE:
+                _catalogue(home, place)
             lines = shown.stage_rows(place, {name: ended[:2] for name, ended in states.items()})
             shown.show(place, lines, f"{holder['name']} in {place}")
     except PaserError as error:
@@ -92,6 +94,23 @@ def _ended(state: State[Any]) -> Ended:
     if state.is_pending():
         return "Not run", 0.0, {}, "a stage before it failed"
     return state.name or "Failed", 0.0, {}, state.message or ""
+
+
+def _catalogue(home: Path, place: Path) -> None:
+    """Takes the audit entry into the project's catalogue, that of a workspace too; failing is only told of.
+
+    An entry that disagrees with its own digests is for `paser audit verify`, not for this run.
+    """
+    from paser.lineage.catalogue import Catalogue, sync
+
+    kept = Catalogue.of(home)
+    try:
+        done = sync(place, kept)
+    except (PaserError, OSError) as error:
+        get_run_logger().warning("data/audit was not taken into the catalogue: %s", error)
+        return
+    if done is not None and done[1]:
+        get_run_logger().info("model %s taken into the catalogue %s", done[0][:12], kept.root)
 
 
 def _final(place: Path, states: dict[str, Ended]) -> State[dict[str, Any]]:

@@ -86,9 +86,10 @@ def run_stage(job: Job) -> State[dict[str, Any]]:
 
 
 def started_by() -> dict[str, str]:
-    """The ids of this run, under the names which stages note in their run records."""
+    """Ids and flow name of this run, under the names which stages and their events read them by."""
     found = {
         "PASER_FLOW_RUN_ID": runtime.flow_run.id,
+        "PASER_FLOW_NAME": runtime.flow_run.flow_name,
         "PASER_WORKER": os.environ.get("PREFECT__WORKER_NAME") or os.environ.get("PREFECT__WORKER_ID"),
         "PASER_DEPLOYMENT_ID": runtime.deployment.id,
     }

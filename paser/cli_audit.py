@@ -39,6 +39,7 @@ Texts = Annotated[
     typer.Option("--text", help="A text, a JSON row, or @PATH of a file with one; wherever it is found."),
 ]
 HERE = Path(".")
+LISTED, LISTED_JSON = 50, 10_000  # lines of `find` where --limit is not given
 NO = 3  # exit code: the question was answered with no
 
 
@@ -130,14 +131,18 @@ def find(
     similarity: Annotated[
         float, typer.Option(help="With --near: least Jaccard similarity of word 5-grams, 0 to 1.")
     ] = 0.75,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Rows listed, at most; {LISTED:,}, or {LISTED_JSON:,} with --json."),
+    ] = None,
     project: Project = HERE,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
     """Which models of the catalogue contain a row, text, source or licence, and in which role.
 
-    Without a flag the query is a row id, a known source, a known licence, or else a text. Exit code 3 when no
-    model contains it.
+    Without a flag the query is a row id, a known source, a known licence, or else a text. Whatever is not
+    listed is counted. Exit code 3 when no model contains it.
     Example: paser audit find "Write a function that splits a list" --near
     """
     from paser.lineage import find as finding
@@ -148,15 +153,16 @@ def find(
         raise PaserError(f"--{chosen[0]} and --{chosen[1]} at once", remedy="ask one question at a time")
     known = open_catalogue(project, where)
     kind: Any = chosen[0] if chosen else finding.guess(query, known)
-    found = finding.find(known, query, kind, similarity)
-    similar = finding.known_names(known, kind, query) if kind in ("source", "license") and not found else []
+    found = finding.find(known, query, kind, similarity, limit or (LISTED_JSON if as_json else LISTED))
+    named = kind in ("source", "license")
+    similar = finding.known_names(known, kind, query) if named and not found.models else []
     if as_json:
-        print_json({"kind": kind, "query": query, "matches": found, "similar_names": similar})
+        print_json({"kind": kind, "query": query, **vars(found), "similar_names": similar})
     else:
         finding.render(found, kind, query, console())
         if similar:
             print(f"known names like it: {', '.join(similar)}")
-    if not found:
+    if not found.models:
         raise typer.Exit(NO)
 
 
@@ -306,6 +312,7 @@ def prove(
     out: Annotated[
         Path | None, typer.Option("--out", dir_okay=False, help="Write the proof to this file.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Prove that a row is among those a model was trained on, without showing any other row.
 
@@ -316,10 +323,11 @@ def prove(
 
     open_catalogue(HERE, None)
     proof = proving.prove(model, row_id)
-    if out is None:
+    if out is not None:
+        write_json(out, proof)
+    if as_json or out is None:
         print_json(proof)
     else:
-        write_json(out, proof)
         print(f"{out}: row {proof['row_id']} is row {proof['index'] + 1} of {proof['size']}")
 
 
@@ -330,6 +338,7 @@ def check_proof(
         Path | None, typer.Argument(help="The model, whose provenance.json states the root.")
     ] = None,
     root: Annotated[str | None, typer.Option("--root", help="The Merkle root, instead of a model.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a proof against a model's Merkle root alone; exit code 1 if it does not hold.
 
@@ -345,6 +354,12 @@ def check_proof(
         provenance = load_provenance(model)
         root, size = provenance["merkle_root"], provenance["rows"]
     problem = proving.why_not(found, str(root).strip().lower(), size)
+    if as_json:
+        row = {key: found[key] for key in ("row_id", "index", "root")}
+        print_json({"holds": problem is None, "problem": problem, "rows": size, **row})
+        if problem:
+            raise typer.Exit(1)
+        return
     if problem:
         print(f"the proof does not hold: {problem}")
         raise typer.Exit(1)
@@ -442,6 +457,7 @@ def reproduce(
     """
     from paser.lineage import reproduce as again
 
+    open_catalogue(HERE, None)
     found = again.reproduce(model, out, entry)
     if as_json:
         print_json(found.as_json())
@@ -476,6 +492,7 @@ def export(
     """
     from paser.lineage.documents.export import export as write_documents
 
+    open_catalogue(HERE, None)
     written = [str(path) for path in write_documents(_entry_of(model, entry), target, format)]
     if as_json:
         print_json(written)
@@ -503,6 +520,7 @@ def sign(
     from paser.lineage import signature
     from paser.lineage.entry import find_entry
 
+    open_catalogue(HERE, None)
     place = out or signature.default_place(model)
     content = signature.sign(model, entry or find_entry(model), place, key)
     if as_json:
@@ -512,19 +530,14 @@ def sign(
 
 
 def _entry_of(model: Path, entry: Path | None) -> Path:
-    """The entry of a model; one that is of another model is an error."""
-    from paser.artifacts import sha256_file
-    from paser.lineage.entry import Entry as AuditEntry
-    from paser.lineage.entry import describes, find_entry
-    from paser.lineage.provenance import PROVENANCE, load_provenance
+    """The entry of a recovered model; a control has no documents of its own."""
+    from paser.lineage.provenance import load_provenance
+    from paser.lineage.trace import entry_of
 
     provenance = load_provenance(model)
-    found = entry or find_entry(model)
-    if found is None:
-        raise PaserError(f"no audit entry found for {model}", remedy="`dvc repro audit`, or give --entry")
-    records = AuditEntry(found).records()
-    if provenance["role"] != "recovered" or not describes(
-        records, sha256_file(model / PROVENANCE), "recovered"
-    ):
-        raise PaserError(f"{found} is not the audit entry of {model}", remedy="give its entry with --entry")
-    return found
+    if provenance["role"] == "control":
+        raise PaserError(
+            f"{model} is a control: its audit entry describes the recovered model",
+            remedy="give the recovered model's folder",
+        )
+    return entry_of(model, entry, provenance).root

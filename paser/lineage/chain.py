@@ -119,3 +119,14 @@ def digest_of(records: Mapping[str, Record], path: str) -> str | None:
             if output["path"] == path:
                 return str(output["sha256"])
     return None
+
+
+def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

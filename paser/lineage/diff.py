@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import read_columns, read_json
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue
+from paser.lineage.chain import flat
 from paser.lineage.entry import ENTRY, Row, settings_of
 from paser.lineage.provenance import load_provenance
 from paser.lineage.query import locate
@@ -55,7 +56,7 @@ def read_side(name: str, catalogue: Catalogue) -> Side:
         frozenset(provenance["row_ids"]),
         place,
         _names(source.clusters()),
-        dict(_flat(settings_of(source.records()))),
+        flat(settings_of(source.records())),
     )
 
 
@@ -74,14 +75,6 @@ def _selection(folder: Path) -> Side:
 
 def _names(clusters: dict[str, Any]) -> dict[int, str]:
     return {item["cluster"]: item["name"] for item in clusters["clusters"]}
-
-
-def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return found
 
 
 def diff(a: Side, b: Side) -> Row:

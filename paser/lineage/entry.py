@@ -21,7 +21,6 @@ from paser.artifacts import (
     read_columns,
     read_json,
     read_jsonl,
-    read_rows,
     sha256_path,
     write_batches,
     write_json,
@@ -402,9 +401,6 @@ class Entry:
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
-    def rows(self) -> list[Row]:
-        return read_rows(self.root / ROWS, "rows")
-
     def register(self, *columns: str) -> pa.Table:
         """Columns of the register of rows, all by default."""
         return read_columns(self.root / ROWS, columns or schema("rows").names)
@@ -412,12 +408,6 @@ class Entry:
     def table(self, name: str, *columns: str) -> pa.Table:
         """Columns of `decisions`, `scores` or `texts`, all by default."""
         return read_columns(self.root / f"{name}.parquet", columns or schema(name).names)
-
-    def decisions(self) -> list[Row]:
-        return read_rows(self.root / "decisions.parquet", "decisions")
-
-    def scores(self) -> list[Row]:
-        return read_rows(self.root / "scores.parquet", "scores")
 
     def clusters(self) -> dict[str, Any]:
         clusters: dict[str, Any] = read_json(self.root / "clusters.json")
@@ -429,13 +419,13 @@ class Entry:
         digests.pop(ENTRY, None)
         return digests
 
-    def derived_text(self, files: Mapping[str, str]) -> str:
-        """What `entry.json` must say, given the digests of the files beside it."""
+    def derived_text(self, files: Mapping[str, str], selected: list[Row]) -> str:
+        """What `entry.json` must say, given the digests of the files beside it and the selected rows."""
         return json_text(
             compose(
                 records=self.records(),
                 provenance=self.provenance(),
-                selected=self.selected(),
+                selected=selected,
                 rows=self.register("benchmark", "role"),
                 scores=self.table("scores", "row_id", "jsd"),
                 clusters=self.clusters(),

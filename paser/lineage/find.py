@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import sqlite3
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from paser.errors import PaserError
@@ -32,6 +34,24 @@ class Hit:
     similarity: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """What answers a question: `models` counts all of it, `matches` lists some, `more` are not listed.
+
+    `models`: `{model, merkle_root, roles}`, rows by role, in the order in which the models came. `matches`,
+    for `row`, `text` and `near`: `{model, merkle_root, row_id, match, similarity, role, cluster, reason,
+    license, occurrences}`, the most similar of each model first; `match` says what of the row agrees (`row`,
+    `prompt`, `response`), `similarity` is 1 or, for `near`, an estimate (standard error at most 0.06) of at
+    least the given one; `license` is the strictest of the occurrences. For `source` and `license`, one a
+    model: `{model, merkle_root, name, roles}` and, for a licence, `counts_as`: the rows for which it is the
+    strictest.
+    """
+
+    matches: list[Row]
+    models: list[Row]
+    more: int
+
+
 def guess(query: str, catalogue: Catalogue) -> Kind:
     """What a query without a flag means: a row id, a known source, a known licence, else a text."""
     if query.startswith(f"{ROW_ID_VERSION}-"):
@@ -42,40 +62,51 @@ def guess(query: str, catalogue: Catalogue) -> Kind:
     return "source" if "source" in kinds else "license" if "license" in kinds else "text"
 
 
-def find(catalogue: Catalogue, query: str, kind: Kind, similarity: float = SIMILARITY) -> list[Row]:
-    """Every place in every model that answers, in the order in which the models came.
+def find(
+    catalogue: Catalogue,
+    query: str,
+    kind: Kind,
+    similarity: float = SIMILARITY,
+    limit: int | None = None,
+) -> Found:
+    """Every place in every model that answers; at most `limit` of them are listed, all are counted.
 
-    For `row`, `text` and `near`: `{model, merkle_root, row_id, match, similarity, role, cluster, reason,
-    license, occurrences}`; `match` says what of the row agrees (`row`, `prompt`, `response`), `similarity` is
-    1 or, for `near`, an estimate (standard error at most 0.06) of at least the given one; `license` is the
-    strictest of the occurrences. For `source` and `license`: `{model, merkle_root, name, roles}` with rows by
-    role and, for a licence, `counts_as`: the rows for which it is the strictest.
+    Memory holds the listed ones only: a short text may be near a million rows in each of a thousand models.
     """
     with catalogue.reading() as connection:
         if kind in ("source", "license"):
-            return _by_name(connection, query, kind)
-        return list(_places(connection, hits(connection, query, kind, similarity)))
+            named = _by_name(connection, query, kind)
+            keys = ("model", "merkle_root", "roles")
+            return Found(named, [{key: row[key] for key in keys} for row in named], 0)
+        return _places(connection, hits(connection, query, kind, similarity), limit)
 
 
-def hits(connection: sqlite3.Connection, query: str, kind: Kind, similarity: float = SIMILARITY) -> list[Hit]:
-    """The texts of the catalogue that a query means."""
+def hits(
+    connection: sqlite3.Connection, query: str, kind: Kind, similarity: float = SIMILARITY
+) -> Iterator[Hit]:
+    """The texts of the catalogue that a query means, each once."""
     if kind == "row":
-        found = connection.execute("SELECT id FROM text WHERE row BETWEEN ? AND ?", row_range(query))
-        return [Hit(number, "row", 1.0) for (number,) in found]
+        yield from _rows_between(connection, query)
+        return
     text = read_text(query)
     if kind == "near":
-        return _near(connection, text, query, similarity)
-    if text.row_id is not None:
-        found = connection.execute("SELECT id FROM text WHERE row BETWEEN ? AND ?", row_range(text.row_id))
-        return [Hit(number, "row", 1.0) for (number,) in found]
-    return [
-        Hit(number, part, 1.0)
-        for part in ("prompt", "response")
-        for (number,) in connection.execute(f"SELECT id FROM text WHERE {part} = ?", (text.digest,))
-    ]
+        yield from _near(connection, text, query, similarity)
+    elif text.row_id is not None:
+        yield from _rows_between(connection, text.row_id)
+    else:
+        for number, prompt in connection.execute(
+            "SELECT id, prompt = ?1 FROM text WHERE prompt = ?1 OR response = ?1 ORDER BY 2 DESC, 1",
+            (text.digest,),
+        ):
+            yield Hit(number, "prompt" if prompt else "response", 1.0)
 
 
-def _near(connection: sqlite3.Connection, text: Text, query: str, similarity: float) -> list[Hit]:
+def _rows_between(connection: sqlite3.Connection, row: str) -> Iterator[Hit]:
+    for (number,) in connection.execute("SELECT id FROM text WHERE row BETWEEN ? AND ?", row_range(row)):
+        yield Hit(number, "row", 1.0)
+
+
+def _near(connection: sqlite3.Connection, text: Text, query: str, similarity: float) -> Iterator[Hit]:
     """A whole row must be near in prompt and response, any other text in one of them."""
     import numpy as np
 
@@ -88,7 +119,6 @@ def _near(connection: sqlite3.Connection, text: Text, query: str, similarity: fl
         raise PaserError(f"--similarity is {similarity}", remedy="give a number above 0, at most 1")
     whole = text.row_id is not None
     asked = sketches([text.prompt or "", text.response or ""] if whole else [normalise(plain(query))] * 2)
-    found: list[Hit] = []
     for chunk in connection.execute("SELECT texts, prompts, responses FROM sketch ORDER BY id"):
         numbers = np.frombuffer(chunk[0], np.int64)
         values: list[np.ndarray] = [
@@ -98,47 +128,58 @@ def _near(connection: sqlite3.Connection, text: Text, query: str, similarity: fl
         best = np.minimum(*values) if whole else np.maximum(*values)
         for place in np.flatnonzero(best >= similarity).tolist():
             part = "row" if whole else "prompt" if values[0][place] >= values[1][place] else "response"
-            found.append(Hit(int(numbers[place]), part, round(float(best[place]), 3)))
-    return sorted(found, key=lambda hit: (-hit.similarity, hit.text))
+            yield Hit(int(numbers[place]), part, round(float(best[place]), 3))
 
 
-def _places(connection: sqlite3.Connection, found: list[Hit]) -> list[Row]:
-    """Where some texts stand: one seek a model, sample and text."""
-    known = {model.number: model for model in models(connection)}
-    by_text: dict[int, Hit] = {}
-    for hit in found:
-        by_text.setdefault(hit.text, hit)
-    connection.execute("CREATE TEMP TABLE hit (text INTEGER PRIMARY KEY)")
-    connection.executemany("INSERT INTO hit VALUES (?)", [(text,) for text in by_text])
-    lines = connection.execute(
-        "SELECT m.id, t.id, t.row, x.role, x.cluster, r.name, s.places FROM model m CROSS JOIN hit h "
-        "CROSS JOIN text t ON t.id = h.text CROSS JOIN sample s ON s.text = h.text "
-        "CROSS JOIN member x ON x.model = m.id AND x.sample = s.id LEFT JOIN reason r ON r.id = x.reason"
+def _places(connection: sqlite3.Connection, found: Iterator[Hit], limit: int | None) -> Found:
+    """Where some texts stand: one seek a model, sample and text. The hits themselves wait in SQLite."""
+    connection.execute("CREATE TEMP TABLE raw (text INTEGER, match TEXT, similarity REAL)")
+    connection.executemany("INSERT INTO raw VALUES (?, ?, ?)", map(astuple, found))
+    # In this order the join below gives each model's most similar rows first.
+    connection.execute(
+        "CREATE TEMP TABLE hit (id INTEGER PRIMARY KEY, text INTEGER, match TEXT, similarity REAL)"
     )
-    rows = []
-    for model, text, row, role, cluster, reason, places in lines:
+    connection.execute("INSERT INTO hit SELECT NULL, * FROM raw ORDER BY similarity DESC, rowid")
+    known = {model.number: model for model in models(connection)}
+    counts: dict[int, Counter[str]] = {}
+    matches: list[Row] = []
+    for model, row, match, similarity, role, cluster, reason, places in connection.execute(
+        "SELECT m.id, t.row, h.match, h.similarity, x.role, x.cluster, r.name, s.places FROM model m "
+        "CROSS JOIN hit h CROSS JOIN text t ON t.id = h.text CROSS JOIN sample s ON s.text = h.text "
+        "CROSS JOIN member x ON x.model = m.id AND x.sample = s.id LEFT JOIN reason r ON r.id = x.reason"
+    ):
+        counts.setdefault(model, Counter())[ROLES[role]] += 1
+        if limit is not None and len(matches) >= limit:
+            continue
         occurrences = [
             dict(zip(("source", "source_row", "license"), p, strict=True)) for p in json.loads(places)
         ]
-        rows.append(
+        matches.append(
             {
                 "model": known[model].id,
                 "merkle_root": known[model].merkle_root,
                 "row_id": f"{ROW_ID_VERSION}-{row.hex()}",
-                "match": by_text[text].match,
-                "similarity": by_text[text].similarity,
+                "match": match,
+                "similarity": similarity,
                 "role": ROLES[role],
                 "cluster": cluster,
                 "reason": reason,
                 "license": strictest(place["license"] for place in occurrences),
                 "occurrences": occurrences,
-                "_order": (model, -by_text[text].similarity, role),
             }
         )
-    rows.sort(key=lambda line: line["_order"])
-    for line in rows:
-        del line["_order"]
-    return rows
+    return Found(
+        matches,
+        [
+            {
+                "model": known[model].id,
+                "merkle_root": known[model].merkle_root,
+                "roles": {role: count[role] for role in ROLES if count[role]},
+            }
+            for model, count in counts.items()
+        ],
+        sum(count.total() for count in counts.values()) - len(matches),
+    )
 
 
 def _by_name(connection: sqlite3.Connection, name: str, kind: str) -> list[Row]:
@@ -170,23 +211,22 @@ def known_names(catalogue: Catalogue, kind: str, name: str) -> list[str]:
     return [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, cutoff=0.5)]
 
 
-def render(rows: list[Row], kind: Kind, query: str, console: Console, most: int = 50) -> None:
-    """A table of the places, the first 50 of them, and a last line with the sums."""
+def render(found: Found, kind: Kind, query: str, console: Console) -> None:
+    """A table of the listed places, how many more there are, and a last line with the sums."""
     from rich.markup import escape
     from rich.table import Table
 
-    models_found = {row["model"] for row in rows}
     table = Table(title=escape(f"{kind}: {query[:80]}"), title_justify="left")
     table.add_column("model", no_wrap=True)
     if kind in ("source", "license"):
         for role in ROLES:
             table.add_column(role.replace("_", " "), justify="right")
-        for row in rows[:most]:
+        for row in found.matches:
             table.add_row(row["model"][:12], *(f"{row['roles'].get(role, 0):,}" for role in ROLES))
     else:
         for name in ("role", "row", "match", "cluster", "reason", "licence", "found in"):
             table.add_column(name, overflow="fold")
-        for row in rows[:most]:
+        for row in found.matches:
             places = [f"{o['source']} {o['source_row']}" for o in row["occurrences"]]
             match = row["match"] if row["similarity"] == 1.0 else f"{row['match']} ~{row['similarity']:.2f}"
             table.add_row(
@@ -199,10 +239,11 @@ def render(rows: list[Row], kind: Kind, query: str, console: Console, most: int 
                 escape(row["license"]),
                 escape(", ".join(places)),
             )
-    if rows:
+    if found.matches:
         console.print(table)
-    trained = {r["model"] for r in rows if r.get("role") == "trained" or r.get("roles", {}).get("trained")}
-    shown = f"; the first {most} lines are shown, --json gives all" if len(rows) > most else ""
+    if found.more:
+        console.print(f"and {found.more:,} more; --limit N lists N", highlight=False)
+    trained = sum("trained" in model["roles"] for model in found.models)
     console.print(
-        f"models that contain it: {len(models_found)}, trained on it: {len(trained)}{shown}", highlight=False
+        f"models that contain it: {len(found.models):,}, trained on it: {trained:,}", highlight=False
     )

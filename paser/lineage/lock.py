@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from paser.errors import PaserError
-from paser.lineage.chain import Record, artefacts
+from paser.lineage.chain import Record, artefacts, flat
 from paser.lineage.hashing import Digests, Hasher, dvc_folder_digest
 from paser.settings import read_yaml
 
@@ -163,17 +163,6 @@ def _settings(stage: LockedStage, record: Record) -> list[str]:
             found.append(f"{key} of stage {stage.name}: dvc.lock says {value!r}, its record {known!r}")
     missing = [k for k in recorded if not any(k == p or k.startswith(f"{p}.") for p in stage.params)]
     found += [f"{key} of stage {stage.name} is in its record, not in dvc.lock" for key in missing]
-    return found
-
-
-def flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; an empty mapping is a value."""
-    found: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
     return found
 
 

@@ -10,7 +10,7 @@ from paser.artifacts import sha256_file
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue
 from paser.lineage.entry import ENTRY, Entry, describes, find_entry
-from paser.lineage.provenance import PROVENANCE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE
 from paser.lineage.sketch import text_digest
 from paser.records import ROW_ID_VERSION, normalise, prompt_text, row_id
 
@@ -38,12 +38,7 @@ def read_text(given: str) -> Text:
     A JSON object with `instruction` or `prompt`, perhaps `input`, and `output`, `response` or `completion` is
     a whole row (a line of an Alpaca file, or of `selected.jsonl`). Anything else is one text.
     """
-    if given.startswith("@"):
-        path = Path(given[1:])
-        try:
-            given = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PaserError(f"{path} cannot be read: {error}", remedy="give a UTF-8 text file") from error
+    given = plain(given)
     row = _row(given)
     if row is not None:
         instruction, more, output = row
@@ -56,7 +51,13 @@ def read_text(given: str) -> Text:
 
 def plain(given: str) -> str:
     """`given`, or the content of the file where it is `@PATH`."""
-    return Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+    if not given.startswith("@"):
+        return given
+    path = Path(given[1:])
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PaserError(f"{path} cannot be read: {error}", remedy="give a UTF-8 text file") from error
 
 
 def _row(text: str) -> tuple[str, str, str] | None:
@@ -126,7 +127,9 @@ def _entry_of(folder: Path, catalogue: Catalogue) -> Path | None:
     if not (folder / PROVENANCE).exists():
         return near
     digest = sha256_file(folder / PROVENANCE)
-    if near is not None and describes(Entry(near).records(), digest, load_provenance(folder)["role"]):
-        return near
+    if near is not None:
+        records = Entry(near).records()
+        if any(describes(records, digest, role) for role in STAGE_OF_ROLE):
+            return near
     known = catalogue.with_provenance(digest)
     return (catalogue.entry(known) if known else None) or near

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import file_digests, read_json, sha256_path
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.lineage.chain import Record, artefacts
-from paser.lineage.entry import Entry, describes, find_entry
-from paser.lineage.lock import flat
+from paser.lineage.chain import Record, artefacts, flat
 from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
 from paser.lineage.record import code_digest, package_versions
+from paser.lineage.trace import entry_of
 
 if TYPE_CHECKING:
     from paser.settings import Settings
@@ -98,16 +97,10 @@ def reproduce(model: Path, out: Path, entry: Path | None = None) -> Reproduced:
     from paser.recovery.job import recover_model
 
     provenance = load_provenance(model)
-    role = provenance["role"]
+    source, role = entry_of(model, entry, provenance), provenance["role"]
     stage, selection = STAGE_OF_ROLE[role], SELECTION[role]
-    found = entry or find_entry(model)
-    if found is None:
-        raise PaserError(f"no audit entry found for {model}", remedy="`dvc repro audit`, or give --entry")
-    records = Entry(found).records()
-    if not describes(records, sha256_path(model / PROVENANCE), role):
-        raise PaserError(f"the audit entry {found} is not of {model}", remedy="give its entry with --entry")
-    record = records[stage]
-    project = _project(found, model)
+    record = source.records()[stage]
+    project = _project(source.root, model)
     read = {a.path: a.sha256 for a in artefacts(record, "inputs")}
     for path, digest in read.items():
         there = sha256_path(project / path)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import sha256_file
 from paser.errors import PaserError
+from paser.lineage.chain import flat
 from paser.lineage.entry import (
+    ROWS,
     Entry,
     Row,
     chain_summary,
@@ -20,7 +22,7 @@ from paser.lineage.entry import (
     shares,
     string_array,
 )
-from paser.lineage.provenance import PROVENANCE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,6 +105,11 @@ def entry_of(model: Path, entry: Path | None, provenance: Row) -> Entry:
             remedy="`dvc repro audit` or `dvc checkout data/audit` in its project, or give the entry's "
             "folder with --entry",
         )
+    if provenance["role"] not in STAGE_OF_ROLE:
+        raise PaserError(
+            f"{model / PROVENANCE}: unknown role {provenance['role']!r}",
+            remedy="it was altered: restore it with `dvc checkout`",
+        )
     source = Entry(found)
     source.content()
     if not describes(source.records(), sha256_file(model / PROVENANCE), provenance["role"]):
@@ -122,25 +129,28 @@ def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
     trained = string_array(provenance["row_ids"])
     known = entry.register(*_OF_REGISTER, "role")
     known = known.filter(pc.is_in(known["role"], value_set=string_array(("trained", "rejected"))))
-    places = pc.index_in(trained, value_set=known["row_id"].combine_chunks())
-    if places.null_count:
-        row_id = trained[pc.index(places.is_null(), True).as_py()].as_py()
-        raise PaserError(
-            f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/rows.parquet",
-            remedy="`paser audit verify` says what was altered",
-        )
+    places = _places(trained, known, entry.root / ROWS)
     scores = entry.table("scores", "row_id", "jsd", "prompt_tokens", "response_tokens")
-    scored_at = pc.index_in(trained, value_set=scores["row_id"].combine_chunks())
-    if scored_at.null_count:
-        row_id = trained[pc.index(scored_at.is_null(), True).as_py()].as_py()
-        raise PaserError(
-            f"row {row_id} of the model's {PROVENANCE} is not in {entry.root}/scores.parquet",
-            remedy="`paser audit verify` says what was altered",
-        )
-    scored = scores.take(scored_at)
+    # Both are in the order of the pool, unless somebody altered one; finding each row again takes longer.
+    together = scores["row_id"].equals(known["row_id"])
+    scored = scores.take(places if together else _places(trained, scores, entry.root / "scores.parquet"))
     tokens = pc.add(scored["prompt_tokens"], scored["response_tokens"])
     rows = known.select(_OF_REGISTER).take(places)
     return rows.append_column("tokens", tokens).append_column("jsd", scored["jsd"])
+
+
+def _places(trained: pa.Array, table: pa.Table, path: Path) -> pa.Array:
+    """Where the model's rows stand in a table of its entry."""
+    import pyarrow.compute as pc
+
+    places = pc.index_in(trained, value_set=table["row_id"].combine_chunks())
+    if places.null_count:
+        row_id = trained[pc.index(places.is_null(), True).as_py()].as_py()
+        raise PaserError(
+            f"row {row_id} of the model's {PROVENANCE} is not in {path}",
+            remedy="`paser audit verify` says what was altered",
+        )
+    return places
 
 
 def _selected(entry: Entry, role: str, rows: pa.Table) -> list[Row]:
@@ -148,8 +158,9 @@ def _selected(entry: Entry, role: str, rows: pa.Table) -> list[Row]:
     import pyarrow.compute as pc
 
     decisions = entry.table("decisions", "row_id", "ies", "rank")
-    places = pc.index_in(rows["row_id"], value_set=decisions["row_id"].combine_chunks())
-    decided = decisions.take(places)
+    # Few rows are looked for, as a rule, among very many.
+    decisions = decisions.filter(pc.is_in(decisions["row_id"], value_set=rows["row_id"].combine_chunks()))
+    decided = decisions.take(pc.index_in(rows["row_id"], value_set=decisions["row_id"].combine_chunks()))
     texts: list[str | None] = [None] * rows.num_rows
     if role == "recovered":
         texts = [_beginning(row["instruction"]) for row in entry.first_selected(rows.num_rows)]
@@ -224,7 +235,7 @@ def render(found: Trace, console: Console | None = None, *, all_rows: bool = Fal
     table.add_column("stage")
     table.add_column("settings", overflow="fold")
     for stage, params in found.settings.items():
-        table.add_row(stage, _plain(", ".join(f"{k}={v}" for k, v in _flat(params))) or "-")
+        table.add_row(stage, _plain(", ".join(f"{k}={v}" for k, v in flat(params).items())) or "-")
     console.print(table)
     table = Table(title="Chain: what each stage read and wrote", title_justify="left")
     for name in ("stage", "", "path", "SHA-256"):
@@ -280,11 +291,3 @@ def _plain(text: str) -> str:
     from rich.markup import escape
 
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def _flat(params: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in params.items():
-        name = f"{prefix}{key}"
-        found += _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return found

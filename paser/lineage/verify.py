@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
-from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
+from paser.lineage.chain import ABSENT, Record, artefacts, flat, inconsistent, links
 from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
 from paser.lineage.hashing import Hasher
-from paser.lineage.lock import LOCK, against_bytes, against_record, flat, read_lock
+from paser.lineage.lock import LOCK, against_bytes, against_record, read_lock
 from paser.lineage.merkle import merkle_root
 from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
 from paser.lineage.record import Artefact, code_digest, package_versions
@@ -28,6 +28,7 @@ from paser.records import row_id
 from paser.stages.graph import STAGES
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
@@ -162,6 +163,10 @@ class _Verification:
         return self.entry.selected()
 
     @cached_property
+    def trained_root(self) -> str:
+        return merkle_root(self.provenance["row_ids"])
+
+    @cached_property
     def project(self) -> Path | None:
         """The project whose `data/audit` the entry is."""
         if self.entry_path is None:
@@ -227,7 +232,7 @@ class _Verification:
         found = {n: d for n, d in self._digests(self.model).items() if n != PROVENANCE}
         self._compare("files of the model", str(self.model), self.provenance["files"], found)
         row_ids = self.provenance["row_ids"]
-        root, stated = merkle_root(row_ids), self.provenance["merkle_root"]
+        root, stated = self.trained_root, self.provenance["merkle_root"]
         self._say(
             "Merkle root of the model",
             root == stated and len(row_ids) == self.provenance["rows"],
@@ -244,7 +249,7 @@ class _Verification:
         """`entry.json` must be, to the byte, what the other files of the entry make it."""
         content = self.entry.content()
         path = self.entry.root / ENTRY
-        expected = self.entry.derived_text(content["files"])
+        expected = self.entry.derived_text(content["files"], self.selected)
         stated = path.read_text(encoding="utf-8")
         self._say(
             "entry.json follows from the files beside it",
@@ -352,7 +357,7 @@ class _Verification:
             _sequence_difference("selected.jsonl", made, PROVENANCE, trained),
         )
         roots = {
-            "selected.jsonl": merkle_root(made),
+            "selected.jsonl": self.trained_root if made == trained else merkle_root(made),
             PROVENANCE: self.provenance["merkle_root"],
             ENTRY: self.entry.content()["merkle_root"],
         }
@@ -370,7 +375,8 @@ class _Verification:
         reason = "a control is trained on control.jsonl, which the entry does not hold"
         for name in ("row ids follow from the texts", "selected rows are the trained rows, in order"):
             self._skip(name, reason)
-        known = {row["row_id"] for row in self.entry.rows() if row["role"] in ("trained", "rejected")}
+        rows = _columns(self.entry.register("row_id", "role"))
+        known = {row_id for row_id, role in rows if role in ("trained", "rejected")}
         strangers = [r for r in self.provenance["row_ids"] if r not in known]
         self._say(
             "rows of the control are rows of the pool",
@@ -381,8 +387,8 @@ class _Verification:
 
     def _decisions(self) -> None:
         """`selected.jsonl` holds exactly the accepted rows, each in the cluster it was decided in."""
-        decisions = self.entry.decisions()
-        accepted = {row["row_id"]: row["cluster"] for row in decisions if row["decision"] == "accepted"}
+        decisions = self.entry.table("decisions", "row_id", "cluster", "decision")
+        accepted = {row_id: cluster for row_id, cluster, what in _columns(decisions) if what == "accepted"}
         chosen = {row["row_id"]: row["cluster"] for row in self.selected}
         name = "selected rows are the accepted rows"
         wrong = sorted(chosen.items() ^ accepted.items(), key=str)
@@ -396,12 +402,12 @@ class _Verification:
 
     def _scores(self) -> None:
         """Each decision was made on the score that was recorded for its row."""
-        scored = {row["row_id"]: row["jsd"] for row in self.entry.scores()}
-        decisions = self.entry.decisions()
+        scored = dict(_columns(self.entry.table("scores", "row_id", "jsd")))
+        decisions = self.entry.table("decisions", "row_id", "jsd")
         wrong = [
-            row["row_id"]
-            for row in decisions
-            if row["row_id"] not in scored or not _same_number(row["jsd"], scored[row["row_id"]])
+            row_id
+            for row_id, jsd in _columns(decisions)
+            if row_id not in scored or not _same_number(jsd, scored[row_id])
         ]
         self._say(
             "decisions rest on the recorded scores",
@@ -413,11 +419,8 @@ class _Verification:
     def _register(self) -> None:
         """The register of rows names the trained rows, with source, licence and cluster."""
         keys = ("source", "source_row", "license", "label", "cluster")
-        registered = {
-            row["row_id"]: tuple(row[key] for key in keys)
-            for row in self.entry.rows()
-            if row["role"] == "trained"
-        }
+        rows = self.entry.register("row_id", "role", *keys)
+        registered = {row_id: tuple(found) for row_id, role, *found in _columns(rows) if role == "trained"}
         chosen = {row["row_id"]: tuple(row[key] for key in keys) for row in self.selected}
         wrong = sorted({n for n, _ in registered.items() ^ chosen.items()})
         self._say(
@@ -561,6 +564,11 @@ class _Verification:
                 f"{recorded.path} {found}",
                 f"{recorded.path}: recorded {recorded.sha256}, found {found}",
             )
+
+
+def _columns(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """A table's rows, from whole columns: many times faster than a dictionary for each."""
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def _same_number(a: float | None, b: float | None) -> bool:

@@ -44,9 +44,11 @@ def why(model: Path, entry: Path | None, row: str | Text) -> list[Row]:
     provenance = load_provenance(model)
     source = entry_of(model, entry, provenance)
     names = {item["cluster"]: item["name"] for item in source.clusters()["clusters"]}
-    positions = {row_id: number for number, row_id in enumerate(provenance["row_ids"], 1)}
+    lines = _matching(source, row)
+    asked = {line["row_id"] for line in lines}
+    positions = {row_id: n for n, row_id in enumerate(provenance["row_ids"], 1) if row_id in asked}
     found = []
-    for line in _matching(source, row):
+    for line in lines:
         position = positions.get(line["row_id"]) if line["role"] in ("trained", "rejected") else None
         if provenance["role"] == "control" and line["role"] in ("trained", "rejected"):
             drawn = position is not None
@@ -131,8 +133,8 @@ def _decision(entry: Entry, line: Row, role: str) -> Row:
 def _one(table: pa.Table, row_id: str) -> Row:
     import pyarrow.compute as pc
 
-    (place,) = pc.index_in(string_array([row_id]), value_set=table["row_id"].combine_chunks()).to_pylist()
-    return {} if place is None else table.slice(place, 1).to_pylist()[0]
+    found: list[Row] = table.filter(pc.is_in(table["row_id"], value_set=string_array([row_id]))).to_pylist()
+    return found[0] if found else {}
 
 
 def _finite(value: float | None) -> float | None:

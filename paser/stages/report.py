@@ -8,25 +8,35 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_array, read_json, read_rows
+from paser.artifacts import read_array, read_columns, read_json
 from paser.errors import StageError
-from paser.report.content import Tables, build
+from paser.report.content import Row, Tables, build
 from paser.report.layout import lay_out, sample_rows
 from paser.report.page import ClusterMap, render
 
 if TYPE_CHECKING:
     from paser.stages.run import Context
 
+# What the page is made from; whole rows of a large pool take longer, and more memory.
+_READ = {
+    "pool": ("row_id", "source", "license", "label", "benchmark", "tokens", "instruction"),
+    "holdout": ("source", "license", "label"),
+    "quarantine": ("source", "reason"),
+    "clusters": ("row_id", "split", "cluster"),
+    "scores": ("row_id", "jsd"),
+    "decisions": ("row_id", "cluster", "jsd", "decision", "reason", "detail"),
+}
+
 
 def run(context: Context) -> None:
     tables = Tables(
-        pool=read_rows(context.input("data/pool.parquet"), "pool"),
-        holdout=read_rows(context.input("data/holdout.parquet"), "pool"),
-        quarantine=read_rows(context.input("data/quarantine.parquet"), "quarantine"),
-        clusters=read_rows(context.input("data/clusters.parquet"), "clusters"),
+        pool=_rows(context, "pool"),
+        holdout=_rows(context, "holdout"),
+        quarantine=_rows(context, "quarantine"),
+        clusters=_rows(context, "clusters"),
         cluster_info=read_json(context.input("data/clusters.json")),
-        scores=read_rows(context.input("data/scores.parquet"), "scores"),
-        decisions=read_rows(context.input("data/decisions.parquet"), "decisions"),
+        scores=_rows(context, "scores"),
+        decisions=_rows(context, "decisions"),
         budget=read_json(context.input("data/budget.json")),
         metrics=read_json(context.input("data/metrics.json")),
         entry=read_json(context.input("data/audit/entry.json")),
@@ -53,6 +63,11 @@ def run(context: Context) -> None:
             for item in tables.budget["clusters"]
         ),
     )
+
+
+def _rows(context: Context, name: str) -> list[Row]:
+    rows: list[Row] = read_columns(context.input(f"data/{name}.parquet"), _READ[name]).to_pylist()
+    return rows
 
 
 def _map(context: Context, tables: Tables) -> ClusterMap:

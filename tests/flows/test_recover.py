@@ -25,6 +25,7 @@ from prefect.client.schemas.objects import State
 from flows import dvc_stage
 from flows.recover import recover
 from paser.artifacts import read_json, sha256_file
+from paser.lineage.catalogue import Catalogue
 from tests import project as projects
 from tests.flows.conftest import Make
 
@@ -90,6 +91,37 @@ def test_after_a_flow_run_dvc_repro_does_nothing(done: Path) -> None:
     assert set(stages(run(done)).values()) == {"Cached"}
     facts = read_json(done / "data/records/report.run.json")
     assert facts["flow_run"] == str(state.state_details.flow_run_id)
+
+
+def test_a_flow_run_ends_in_the_catalogue_and_events_of_its_stages_name_it(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__TYPE", "file")
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__LOG_FILE_PATH", str(tmp_path / "events.json"))
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__APPEND", "true")
+    assert Catalogue.of(done).models() == []
+    projects.write_settings(done, {**projects.SETTINGS, "report": {"map_rows": 100}})
+    state = run(done)
+    assert not_cached(state) == {"report": "Completed"}
+    (model,) = Catalogue.of(done).models()
+    assert model.id == sha256_file(done / "data/audit/entry.json")
+    events = [json.loads(line) for line in (tmp_path / "events.json").read_text("utf-8").splitlines()]
+    assert [event["job"]["name"] for event in events] == ["paser.report"] * 2
+    for event in events:
+        parent = event["run"]["facets"]["parent"]
+        assert parent["job"]["name"] == "recover"
+        assert parent["run"]["runId"] == str(state.state_details.flow_run_id)
+
+
+def test_an_altered_entry_fails_no_flow_and_stays_out_of_the_catalogue(done: Path) -> None:
+    """DVC brings back what it knows, so only an entry that it was told to accept comes this far."""
+    path = done / "data/audit/metrics.json"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes() + b" ")
+    projects.run(done, "dvc", "commit", "-f", "audit")
+    state = run(done, targets=["audit"])
+    assert set(stages(state).values()) == {"Cached"}
+    assert Catalogue.of(done).models() == []
 
 
 @pytest.mark.parametrize("how", ["deleted", "altered"])

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from synthetic_project import build
+from typer.testing import CliRunner
 
-from paser.artifacts import file_digests, read_json
+from paser.artifacts import file_digests, read_json, read_jsonl, sha256_file
+from paser.cli import app
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue, sync
-from paser.lineage.entry import ROLES
+from paser.lineage.entry import MODEL, ROLES
 from paser.stages.run import run_stage
 from tests import project as projects
 
@@ -75,6 +77,24 @@ def test_nothing_can_be_changed_or_removed(project: Path, table: str) -> None:
         for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET {column} = 7"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "trace MODEL", "why MODEL ROW", "find ROW --row", "impact --row ROW", "diff MODEL MODEL",
+        "withdraw --row ROW --reason asked", "verify MODEL", "prove MODEL ROW", "sign MODEL --key none.pem",
+        "export MODEL out --format none", "reproduce MODEL --entry none",
+    ],
+)  # fmt: skip
+def test_every_question_takes_the_entry_in_first(
+    words: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that then fails."""
+    row = read_jsonl(project / "data/selected.jsonl")[0]["row_id"]
+    monkeypatch.chdir(project)
+    CliRunner().invoke(app, ["audit", *words.replace("MODEL", MODEL).replace("ROW", row).split()])
+    assert [m.id for m in Catalogue.of(project).models()] == [sha256_file(Path("data/audit/entry.json"))]
 
 
 def test_an_altered_entry_is_not_taken_in(project: Path) -> None:

@@ -51,6 +51,19 @@ def test_every_row_is_proved_from_the_model_folder_and_checked_with_the_root_alo
         assert check(path, "--root", root)[0] == 0
 
 
+def test_scripts_get_json_from_prove_and_from_check_proof(model: Path, tmp_path: Path) -> None:
+    path, row = tmp_path / "proof.json", ids(model)[1]
+    made = RUN.invoke(app, ["audit", "prove", str(model), row, "--out", str(path), "--json"])
+    assert json.loads(made.stdout) == read_json(path) == proof_of(model, row)
+    code, text = check(path, str(model), "--json")
+    told = json.loads(text)
+    assert (code, told["holds"], told["row_id"], told["rows"]) == (0, True, row, len(ids(model)))
+    code, text = check(path, "--root", "0" * 64, "--json")
+    told = json.loads(text)
+    assert (code, told["holds"], told["rows"]) == (1, False, None)
+    assert "not for 0000" in told["problem"]
+
+
 def test_a_proof_holds_no_other_row(model: Path) -> None:
     row, *others = ids(model)
     proof = proof_of(model, row)

@@ -146,7 +146,7 @@ def test_a_beginning_of_several_rows_asks_for_more(finished: Path) -> None:
 def test_find_tells_a_row_s_role_in_every_model(two: Path) -> None:
     kept = Catalogue.of(two)
     row = read_jsonl(two / "data/selected.jsonl")[0]
-    found = find(kept, row["row_id"], "row")
+    found = find(kept, row["row_id"], "row").matches
     models = kept.models()
     assert [f["model"] for f in found] == [m.id for m in models]
     assert found[0]["role"] == "trained"
@@ -165,12 +165,14 @@ def test_find_tells_a_row_s_role_in_every_model(two: Path) -> None:
 def test_find_tells_roles_apart(two: Path, role: str) -> None:
     row = rows_with(two, role)[1]
     first = Catalogue.of(two).models()[0].id
-    roles = [f["role"] for f in find(Catalogue.of(two), row["row_id"][:24], "row") if f["model"] == first]
+    roles = [
+        f["role"] for f in find(Catalogue.of(two), row["row_id"][:24], "row").matches if f["model"] == first
+    ]
     assert role in roles
 
 
 def test_find_gives_all_occurrences_and_the_strictest_licence(two: Path) -> None:
-    (found,) = find(Catalogue.of(two), TWICE["row_id"], "row")
+    (found,) = find(Catalogue.of(two), TWICE["row_id"], "row").matches
     assert found["occurrences"] == TWICE["occurrences"]
     assert found["license"] == "Customer contract 7"
     assert found["model"] == Catalogue.of(two).models()[1].id
@@ -181,10 +183,10 @@ def test_find_by_text_needs_no_text_in_the_catalogue(two: Path) -> None:
     kept = Catalogue.of(two)
     assert row["instruction"].encode() not in kept.index.read_bytes()
     for text, match in ((row["instruction"], "prompt"), (row["output"], "response")):
-        found = find(kept, text, "text")
+        found = find(kept, text, "text").matches
         assert {(f["row_id"], f["match"]) for f in found} == {(row["row_id"], match)}
         assert len(found) == 2
-    assert find(kept, row["instruction"] + "!", "text") == []
+    assert find(kept, row["instruction"] + "!", "text").matches == []
 
 
 def test_find_near_finds_an_edited_text_and_its_role(two: Path) -> None:
@@ -196,24 +198,79 @@ def test_find_near_finds_an_edited_text_and_its_role(two: Path) -> None:
     kept = Catalogue(two.parent / "near-catalogue")
     kept.add(extra / "data/audit")
     edited = long.replace("word30", "another")
-    (found,) = find(kept, edited, "near")
+    (found,) = find(kept, edited, "near").matches
     assert (found["row_id"], found["match"], found["role"]) == (row["row_id"], "prompt", "rejected")
     assert 0.75 <= found["similarity"] < 1
-    assert find(kept, edited, "text") == []
+    assert find(kept, edited, "text").matches == []
     whole = json.dumps({"instruction": edited, "output": row["output"]})
-    assert find(kept, whole, "near")[0]["match"] == "row"
-    assert find(kept, json.dumps({"instruction": edited, "output": "Nothing like it."}), "near") == []
+    assert find(kept, whole, "near").matches[0]["match"] == "row"
+    assert find(kept, json.dumps({"instruction": edited, "output": "Nothing like it."}), "near").matches == []
+
+
+def test_what_is_not_listed_is_counted(two: Path) -> None:
+    """Every code row resembles every other: the listing stops, the counts and the closing line do not."""
+    kept, text = Catalogue.of(two), sample("code", 3, "pool")["output"]
+    everything = find(kept, text, "near", 0.3)
+    some = find(kept, text, "near", 0.3, limit=5)
+    assert len(everything.matches) > 20
+    assert everything.more == 0
+    assert some.matches == everything.matches[:5]
+    assert some.more == len(everything.matches) - 5
+    assert some.models == everything.models
+    for model in everything.models:
+        rows = [row for row in everything.matches if row["model"] == model["model"]]
+        assert model["roles"] == {role: sum(r["role"] == role for r in rows) for role in model["roles"]}
+        assert sum(model["roles"].values()) == len(rows)
+        assert [r["similarity"] for r in rows] == sorted((r["similarity"] for r in rows), reverse=True)
+    words = ("audit", "find", text, "--near", "--similarity", "0.3", "--project", str(two), "--limit", "5")
+    assert f"and {some.more} more" in invoke(*words).stdout
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert (len(told["matches"]), told["more"], len(told["models"])) == (5, some.more, 2)
+
+
+def test_near_matches_beyond_the_limit_take_no_memory(tmp_path: Path) -> None:
+    """A text that 500 rows of each of 100 models resemble: 50,000 places, of which ten are kept."""
+    import sqlite3
+    import tracemalloc
+
+    rows = [
+        {**(row := sample("code", 10_000 + n, "pool")), "output": "same answer", "row_id": row_id(
+            row["instruction"], "", "same answer")}
+        for n in range(500)
+    ]  # fmt: skip
+    project = build(tmp_path / "many", pool_rows=rows)
+    run_stage("audit", project)
+    kept = Catalogue.of(project)
+    sync(project, kept)
+    with sqlite3.connect(kept.index) as connection:
+        columns = "merkle_root, model, provenance, control, rows, tokens, roles, commit_id, added"
+        for number in range(2, 101):
+            connection.execute(
+                f"INSERT INTO model SELECT ?, ?, {columns} FROM model WHERE id = 1", (number, f"m{number}")
+            )
+            connection.execute(
+                "INSERT INTO member SELECT ?, sample, role, cluster, reason, twin FROM member "
+                "WHERE model = 1",
+                (number,),
+            )
+    tracemalloc.start()
+    found = find(kept, "same answer", "near", limit=10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.more == 100 * 500 - 10
+    assert len(found.models) == 100
+    assert peak < 10e6
 
 
 def test_find_counts_a_source_and_a_licence_by_role(two: Path) -> None:
     kept = Catalogue.of(two)
-    first, _ = find(kept, "champ", "source")
+    first, _ = find(kept, "champ", "source").matches
     rows = [r for r in read_rows(two / "data/audit/rows.parquet", "rows") if r["source"] == "champ"]
     assert first["roles"] == {role: sum(r["role"] == role for r in rows) for role in first["roles"]}
     assert sum(first["roles"].values()) == len(rows)
-    (contract,) = find(kept, "Customer contract 7", "license")
+    (contract,) = find(kept, "Customer contract 7", "license").matches
     assert sum(contract["roles"].values()) == sum(contract["counts_as"].values()) == 1
-    mit = find(kept, "MIT", "license")[1]
+    mit = find(kept, "MIT", "license").matches[1]
     assert sum(mit["roles"].values()) == sum(mit["counts_as"].values()) + 1
 
 

@@ -157,7 +157,7 @@ def test_altered_selected_rows_are_detected(
 def mend(entry: Path) -> None:
     """Makes `entry.json` agree with the files beside it again, as a careful forger would."""
     source = Entry(entry)
-    (entry / "entry.json").write_text(source.derived_text(source.files()), "utf-8")
+    (entry / "entry.json").write_text(source.derived_text(source.files(), source.selected()), "utf-8")
 
 
 def test_altered_text_is_detected_by_its_id_alone(finished: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from paser.lineage.chain import flat
 from paser.lineage.documents.facts import LIMITS, ORIGINAL, PRUNED, RECOVERED, SELECTED, Facts, results
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -20,7 +21,7 @@ def model_card(facts: Facts) -> str:
         tags=["paser", "pruned", f"sparsity-{prune['sparsity']}", prune["scheme"]],
     )
     settings = [
-        [stage, ", ".join(f"{k}={v}" for k, v in _flat(params))]
+        [stage, ", ".join(f"{k}={v}" for k, v in flat(params).items())]
         for stage, params in facts.settings.items()
         if params
     ]
@@ -115,12 +116,6 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
     return "\n".join([line(head), "|" + " --- |" * len(head), *(line(row) for row in rows)])
-
-
-def _flat(params: dict[str, Any]) -> list[tuple[str, Any]]:
-    from paser.lineage.lock import flat
-
-    return list(flat(params).items())
 
 
 def _number(value: float) -> str:
