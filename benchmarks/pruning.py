@@ -28,6 +28,7 @@ from paser.settings import PruneSettings
 
 RESULTS = ROOT / "benchmarks/results/pruning"
 PAGE = ROOT / "docs/pruning.md"
+MEASURED = "measured.json"
 # Packages whose files are part of a scheme; the rest of paser is the same for all.
 ROOMS = ("paser.pruning", "paser.models.shapes", "paser.models.sliced")
 BEGIN, END = "<!-- written by `python -m benchmarks pruning` -->", "<!-- end -->"
@@ -159,6 +160,17 @@ def finished() -> list[dict[str, Any]]:
     return [read_json(path_of(case)) for case in CASES if path_of(case).exists()]
 
 
+def pruned_folder(case: Case) -> Path:
+    """The default model pruned as a case says, made once, with what making it took."""
+    folder = Cache.of(ROOT).entry("bench", f"pruned-{path_of(case).stem}")
+    if not (folder / MEASURED).exists():
+        number = CASES.index(case)
+        with staged(folder) as target:
+            found = measured("benchmarks.pruning:pruned", number=number, folder=str(target))
+            write_json(target / MEASURED, found)
+    return folder
+
+
 def cell(case: Case) -> dict[str, Any]:
     """Prunes and measures one case, each in a process of its own, or reads what was kept."""
     path = path_of(case)
@@ -167,14 +179,8 @@ def cell(case: Case) -> dict[str, Any]:
         found: dict[str, Any] = {"label": case.label, "scheme": case.scheme}
         folder = original_model()
         if case.scheme is not None:
-            folder = Cache.of(ROOT).entry("bench", f"pruned-{path.stem}")
-            kept = folder / "measured.json"
-            if not kept.exists():
-                number = CASES.index(case)
-                with staged(folder) as target:
-                    pruned = measured("benchmarks.pruning:pruned", number=number, folder=str(target))
-                    write_json(target / "measured.json", pruned)
-            pruned = read_json(kept)
+            folder = pruned_folder(case)
+            pruned = read_json(folder / MEASURED)
             found |= {"seconds": pruned["seconds"], "peak_gb": pruned["peak_gb"], **pruned["result"]}
         judged = measured("benchmarks.pruning:judged", folder=str(folder))
         found |= judged["result"] | {"perplexity_seconds": judged["seconds"]}

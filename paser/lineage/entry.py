@@ -28,7 +28,7 @@ from paser.artifacts import (
 )
 from paser.errors import PaserError, StageError
 from paser.lineage.chain import Record, artefacts, chain_order, digest_of
-from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, held_out, load_provenance
 from paser.lineage.sketch import DIGEST_BYTES, SKETCH_BYTES, sketches, text_digest
 from paser.records import prompt_text, schema
 
@@ -62,7 +62,12 @@ _REGISTERED = {
     "quarantine": (*_READ, "reason", "detail", "duplicate_of"),
 }
 _BATCH = 1 << 16
-ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined")
+# Selected, but held out to stop training by (`recover.early_stopping`): it chose weights and trained none.
+STOPPED_BY = "stopped_by"
+# The catalogue numbers them, so new ones come last.
+ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined", STOPPED_BY)
+# Roles of the rows of the pool.
+OF_POOL = ("trained", "rejected", STOPPED_BY)
 ORIGIN = ("source", "source_row", "license")
 
 Row = dict[str, Any]
@@ -76,11 +81,13 @@ def register(
     quarantine: pa.Table,
     decisions: pa.Table,
     clusters: pa.Table,
+    stopped_by: Sequence[str] = (),
 ) -> pa.Table:
     """Table `rows`: every row that was read, with its role, cluster, reason and occurrences; no texts.
 
     The order is that of the tables: pool, holdout, calibration, quarantine. `detail` and `duplicate_of` are
-    those of quarantined rows; the detail of a decision stands in `decisions`.
+    those of quarantined rows; the detail of a decision stands in `decisions`. `stopped_by` are ids of
+    accepted rows that nothing was trained on.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -93,13 +100,16 @@ def register(
             remedy="`dvc repro select` decides every row",
         )
     accepted = pc.equal(decisions["decision"].take(places), "accepted")
+    accepted_as = pc.if_else(
+        pc.is_in(pool["row_id"], value_set=string_array(stopped_by)), STOPPED_BY, "trained"
+    )
     held = clusters.filter(pc.equal(clusters["split"], "holdout"))
     held_places = pc.index_in(holdout["row_id"], value_set=held["row_id"].combine_chunks())
     return pa.concat_tables(
         [
             _registered(
                 pool,
-                pc.if_else(accepted, "trained", "rejected"),
+                pc.if_else(accepted, accepted_as, "rejected"),
                 cluster=decisions["cluster"].take(places),
                 reason=decisions["reason"].take(places),
             ),
@@ -296,7 +306,7 @@ def _benchmarks(rows: pa.Table) -> dict[str, list[str]]:
     items = rows.filter(pc.fill_null(pc.greater(pc.utf8_length(rows["benchmark"]), 0), False))
     return {
         role: sorted(pc.unique(items.filter(pc.equal(items["role"], role))["benchmark"]).to_pylist())
-        for role in ROLES
+        for role in _roles_of(rows)
     }
 
 
@@ -322,7 +332,7 @@ def compose(
         "summary": {
             "rows": len(selected),
             "tokens": sum(int(row["tokens"]) for row in selected),
-            "roles": {role: roles.get(role, 0) for role in ROLES},
+            "roles": {role: roles.get(role, 0) for role in _roles_of(rows)},
             "by_source": shares(chosen, "source"),
             "by_license": shares(chosen, "license"),
             "by_label": shares(chosen, "label"),
@@ -335,6 +345,14 @@ def compose(
         },
         "files": dict(files),
     }
+
+
+def _roles_of(rows: pa.Table) -> list[str]:
+    """The roles that a summary names: all but one that few runs have."""
+    import pyarrow.compute as pc
+
+    stopped = pc.any(pc.equal(rows["role"], STOPPED_BY)).as_py()
+    return [role for role in ROLES if stopped or role != STOPPED_BY]
 
 
 def chosen_columns(selected: list[Row], scores: pa.Table) -> pa.Table:
@@ -393,12 +411,19 @@ class Entry:
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
-    def first_selected(self, most: int) -> list[Row]:
-        """The first rows of `selected.jsonl`, as many as there are up to `most`."""
+    def trained(self) -> list[Row]:
+        """The rows of `selected.jsonl` that the model was trained on."""
+        aside = set(held_out(self.provenance()))
+        return [row for row in self.selected() if row["row_id"] not in aside]
+
+    def first_trained(self, most: int) -> list[Row]:
+        """The first rows of `selected.jsonl` that were trained on, as many as there are up to `most`."""
+        aside = set(held_out(self.provenance()))
         path = self.root / "selected.jsonl"
         try:
             with path.open(encoding="utf-8") as stream:
-                return [json.loads(line) for line in islice(filter(str.strip, stream), most)]
+                rows = (json.loads(line) for line in filter(str.strip, stream))
+                return list(islice((row for row in rows if row["row_id"] not in aside), most))
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
@@ -435,7 +460,7 @@ class Entry:
             compose(
                 records=self.records(),
                 provenance=self.provenance(),
-                selected=self.selected(),
+                selected=self.trained(),
                 rows=self.register("benchmark", "role"),
                 scores=self.table("scores", "row_id", "jsd"),
                 clusters=self.clusters(),
@@ -482,6 +507,7 @@ def write_entry(
         **{name: read_columns(project / path, _REGISTERED[name]) for name, path in REGISTER.items()},
         decisions=entry.table("decisions", "row_id", "cluster", "decision", "reason"),
         clusters=read_columns(project / CLUSTERS, schema("clusters").names),
+        stopped_by=held_out(entry.provenance()),
     )
     write_batches(target / ROWS, "rows", _column_batches(rows))
     write_batches(
@@ -490,7 +516,7 @@ def write_entry(
     composed = compose(
         records=content,
         provenance=entry.provenance(),
-        selected=entry.selected(),
+        selected=entry.trained(),
         rows=rows,
         scores=entry.table("scores", "row_id", "jsd"),
         clusters=entry.clusters(),

@@ -6,6 +6,7 @@ the rows the model was trained on, in training order, and the digest of every ot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -70,6 +71,11 @@ def write_provenance(
         content["held_out"] = [str(row["row_id"]) for row in held_out]
     write_json(model_dir / PROVENANCE, content)
     return content
+
+
+def held_out(provenance: Mapping[str, Any]) -> list[str]:
+    """Ids of selected rows that early stopping held out of training; they are not under the Merkle root."""
+    return [str(row_id) for row_id in provenance.get("held_out", ())]
 
 
 def load_provenance(model_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import sha256_file
 from paser.errors import PaserError
 from paser.lineage.entry import (
+    OF_POOL,
     Entry,
     Row,
     chain_summary,
@@ -121,7 +122,7 @@ def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
 
     trained = string_array(provenance["row_ids"])
     known = entry.register(*_OF_REGISTER, "role")
-    known = known.filter(pc.is_in(known["role"], value_set=string_array(("trained", "rejected"))))
+    known = known.filter(pc.is_in(known["role"], value_set=string_array(OF_POOL)))
     places = pc.index_in(trained, value_set=known["row_id"].combine_chunks())
     if places.null_count:
         row_id = trained[pc.index(places.is_null(), True).as_py()].as_py()
@@ -152,7 +153,7 @@ def _selected(entry: Entry, role: str, rows: pa.Table) -> list[Row]:
     decided = decisions.take(places)
     texts: list[str | None] = [None] * rows.num_rows
     if role == "recovered":
-        texts = [_beginning(row["instruction"]) for row in entry.first_selected(rows.num_rows)]
+        texts = [_beginning(row["instruction"]) for row in entry.first_trained(rows.num_rows)]
         if len(texts) < rows.num_rows:
             raise PaserError(
                 f"{entry.root}/selected.jsonl holds {len(texts)} rows, the model was trained on more",

@@ -18,11 +18,21 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
 from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
-from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
+from paser.lineage.entry import (
+    COPIES,
+    ENTRY,
+    MODEL,
+    OF_POOL,
+    RECORDS,
+    STOPPED_BY,
+    Entry,
+    Row,
+    find_entry,
+)
 from paser.lineage.hashing import Hasher
 from paser.lineage.lock import LOCK, against_bytes, against_record, flat, read_lock
 from paser.lineage.merkle import merkle_root
-from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, held_out, load_provenance
 from paser.lineage.record import Artefact, code_digest, package_versions
 from paser.records import row_id
 from paser.stages.graph import STAGES
@@ -344,7 +354,16 @@ class _Verification:
                 )
         if made == [row["row_id"] for row in self.selected]:
             self._ok(name, f"{len(made)} rows of selected.jsonl")
-        trained = self.provenance["row_ids"]
+        trained, aside = self.provenance["row_ids"], {*held_out(self.provenance)}
+        if aside:
+            strangers = sorted(aside - {*made})
+            self._say(
+                "rows held out are selected rows",
+                not strangers,
+                f"{len(aside)} rows",
+                f"{len(strangers)} are not, the first is {(strangers or [''])[0]}",
+            )
+        made = [each for each in made if each not in aside]
         self._say(
             "selected rows are the trained rows, in order",
             made == trained,
@@ -358,19 +377,19 @@ class _Verification:
         }
         listed = ", ".join(f"{file} {root}" for file, root in roots.items())
         self._say("Merkle roots agree", len(set(roots.values())) == 1, roots[ENTRY], listed)
-        tokens = sum(int(row["tokens"]) for row in self.selected)
+        tokens = sum(int(row["tokens"]) for row in self.selected if row["row_id"] not in aside)
         self._say(
             "training tokens",
             tokens == self.provenance["tokens"],
             f"{tokens}",
-            f"selected.jsonl sums to {tokens}, {PROVENANCE} says {self.provenance['tokens']}",
+            f"trained rows of selected.jsonl sum to {tokens}, {PROVENANCE} says {self.provenance['tokens']}",
         )
 
     def _control_rows(self) -> None:
         reason = "a control is trained on control.jsonl, which the entry does not hold"
         for name in ("row ids follow from the texts", "selected rows are the trained rows, in order"):
             self._skip(name, reason)
-        known = {row["row_id"] for row in self.entry.rows() if row["role"] in ("trained", "rejected")}
+        known = {row["row_id"] for row in self.entry.rows() if row["role"] in OF_POOL}
         strangers = [r for r in self.provenance["row_ids"] if r not in known]
         self._say(
             "rows of the control are rows of the pool",
@@ -416,7 +435,7 @@ class _Verification:
         registered = {
             row["row_id"]: tuple(row[key] for key in keys)
             for row in self.entry.rows()
-            if row["role"] == "trained"
+            if row["role"] in ("trained", STOPPED_BY)
         }
         chosen = {row["row_id"]: tuple(row[key] for key in keys) for row in self.selected}
         wrong = sorted({n for n, _ in registered.items() ^ chosen.items()})

@@ -370,6 +370,7 @@ class _Run:
                     run.advance(run.plan.rows_done(step) - run.plan.rows_done(step - 1))
                 if run.stopping and run.stopping.after(step, lambda: run.held_out_loss(trainer), run.adapted):
                     control.should_training_stop = control.should_save = True
+                control.should_log = True  # the evaluation's own line has put it off
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 trainer.accelerator.wait_for_everyone()  # each process writes its own random state
