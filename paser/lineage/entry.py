@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 ENTRY_VERSION = 2
 ENTRY = "entry.json"
 RECORDS = "records"
+# Follows from `entry.json`, which therefore does not know it.
+CARD = "model-card.md"
+# Where `paser export` puts the entry inside a model's folder; README.md is the card there.
+EXPORTED, README = "audit", "README.md"
 ROWS = "rows.parquet"
 TEXTS = "texts.parquet"
 MODEL = "data/models/recovered"
@@ -449,10 +453,8 @@ class Entry:
         return clusters
 
     def files(self) -> dict[str, str]:
-        """Digests of every file of the entry but `entry.json`, from their bytes."""
-        digests = file_digests(self.root)
-        digests.pop(ENTRY, None)
-        return digests
+        """Digests of every file of the entry but `entry.json` and the card, from their bytes."""
+        return {name: digest for name, digest in file_digests(self.root).items() if name not in (ENTRY, CARD)}
 
     def derived_text(self, files: Mapping[str, str]) -> str:
         """What `entry.json` must say, given the digests of the files beside it."""
@@ -470,12 +472,22 @@ class Entry:
 
 
 def find_entry(model: Path) -> Path | None:
-    """The audit entry of the project in which a model lies: `data/audit` of the nearest folder above."""
+    """The audit entry of a model: in its own folder, as `paser export` leaves it, else `data/audit` of the
+    nearest folder above."""
+    if (model / EXPORTED / ENTRY).exists():
+        return model / EXPORTED
     for parent in model.resolve().parents:
         candidate = parent / "data" / "audit"
         if (candidate / ENTRY).exists():
             return candidate
     return None
+
+
+def without_export(model: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """`files` of a model's folder without what `paser export` adds; all of them where it did not."""
+    if not (model / EXPORTED / ENTRY).exists():
+        return dict(files)
+    return {n: d for n, d in files.items() if n != README and not n.startswith(f"{EXPORTED}/")}
 
 
 def describes(records: Mapping[str, Record], provenance_sha256: str, role: str) -> bool:
@@ -523,6 +535,10 @@ def write_entry(
         files=entry.files(),
     )
     write_json(target / ENTRY, composed)
+    from paser.lineage.documents.cards import model_card
+    from paser.lineage.documents.facts import read_facts
+
+    (target / CARD).write_text(model_card(read_facts(target)), encoding="utf-8")
     return composed
 
 

@@ -19,6 +19,7 @@ from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
 from paser.lineage.chain import ABSENT, Record, artefacts, inconsistent, links
 from paser.lineage.entry import (
+    CARD,
     COPIES,
     ENTRY,
     MODEL,
@@ -28,6 +29,7 @@ from paser.lineage.entry import (
     Entry,
     Row,
     find_entry,
+    without_export,
 )
 from paser.lineage.hashing import Hasher
 from paser.lineage.lock import LOCK, against_bytes, against_record, flat, read_lock
@@ -112,6 +114,7 @@ class _Verification:
             self._section("model against its record", self._model_record)
             self._section("provenance against its record", self._provenance_record)
             self._section("selected rows", self._selected)
+        self._section("model card", self._card)
         self._section("decisions", self._decisions)
         self._section("scores", self._scores)
         self._section("register of rows", self._register)
@@ -235,7 +238,8 @@ class _Verification:
 
     def _model(self) -> None:
         found = {n: d for n, d in self._digests(self.model).items() if n != PROVENANCE}
-        self._compare("files of the model", str(self.model), self.provenance["files"], found)
+        expected, found = (without_export(self.model, each) for each in (self.provenance["files"], found))
+        self._compare("files of the model", str(self.model), expected, found)
         row_ids = self.provenance["row_ids"]
         root, stated = merkle_root(row_ids), self.provenance["merkle_root"]
         self._say(
@@ -247,7 +251,7 @@ class _Verification:
 
     def _entry(self) -> None:
         content = self.entry.content()
-        found = {n: d for n, d in self._digests(self.entry.root).items() if n != ENTRY}
+        found = {n: d for n, d in self._digests(self.entry.root).items() if n not in (ENTRY, CARD)}
         self._compare("files of the audit entry", str(self.entry.root), content["files"], found)
 
     def _derived(self) -> None:
@@ -313,7 +317,8 @@ class _Verification:
         if recorded is None or recorded.files is None:
             self._fail(name, f"the record of {stage} holds no model with a {PROVENANCE}")
         else:
-            self._compare(name, str(self.model), recorded.files, self._digests(self.model))
+            files = (without_export(self.model, each) for each in (recorded.files, self._digests(self.model)))
+            self._compare(name, str(self.model), *files)
 
     def _provenance_record(self) -> None:
         """Settings, seed and inputs in the model's folder against the record of its stage."""
@@ -396,6 +401,21 @@ class _Verification:
             not strangers,
             f"{self.provenance['rows']} rows",
             f"{len(strangers)} are not, the first is {(strangers or [''])[0]}",
+        )
+
+    def _card(self) -> None:
+        """The card must be, to the byte, what the entry makes it; older entries have none."""
+        path = self.entry.root / CARD
+        if not path.exists():
+            return
+        from paser.lineage.documents.cards import model_card
+        from paser.lineage.documents.facts import read_facts
+
+        self._say(
+            "model card follows from the entry",
+            path.read_text(encoding="utf-8") == model_card(read_facts(self.entry.root)),
+            CARD,
+            f"{path} is not what entry.json and the files beside it make it",
         )
 
     def _decisions(self) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 
 from paser.errors import SettingsError
 
+# What to install; wandb brings too much for an extra of its own.
+PACKAGES = {"tensorboard": "'paser[track]'", "wandb": "wandb"}
+
 
 def check_reporter(name: str) -> None:
     """Raises SettingsError where the package that `recover.report_to` names is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise SettingsError(
             f"recover.report_to is {name}, but the package {name} is not installed",
-            remedy="pip install 'paser[track]', or set recover.report_to: none",
+            remedy=f"pip install {PACKAGES[name]}, or set recover.report_to: none",
         )
 
 

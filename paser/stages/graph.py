@@ -200,7 +200,11 @@ STAGES: dict[str, Stage] = {
             code=(
                 *_PROOF,
                 "paser/lineage/chain.py",
+                "paser/lineage/documents/cards.py",
+                "paser/lineage/documents/facts.py",
                 "paser/lineage/entry.py",
+                "paser/lineage/hashing.py",
+                "paser/lineage/lock.py",
                 "paser/lineage/sketch.py",
                 "paser/pool/dedup.py",
             ),

@@ -243,15 +243,16 @@ def test_early_stopping_with_one_pass_is_a_contradiction() -> None:
         Settings.model_validate({"recover": {"epochs": 1, "early_stopping": {"share": 0.1}}})
 
 
-def test_a_reporter_that_is_not_installed_names_the_extra(
-    project: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "install"), [("tensorboard", r"'paser\[track\]'"), ("wandb", "wandb")])
+def test_a_reporter_that_is_not_installed_names_what_to_install(
+    project: Make, monkeypatch: pytest.MonkeyPatch, name: str, install: str
 ) -> None:
     import importlib.util
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else find(n))
-    root = project(recover={"report_to": "wandb"})
-    with pytest.raises(SettingsError, match=r"wandb is not installed\n.*paser\[track\]"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else find(n))
+    root = project(recover={"report_to": name})
+    with pytest.raises(SettingsError, match=rf"{name} is not installed\n.*pip install {install}"):
         run_stage("recover", root)
 
 
