@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -273,29 +271,25 @@ def test_tensorboard_gets_the_curves_and_the_model_stays_the_same(project: Make)
     assert {"train/learning_rate", "train/grad_norm", "eval/loss"} <= set(events.Tags()["scalars"])
 
 
-def kill_after(stage: subprocess.Popen[bytes], root: Path, step: int) -> bool:
-    """Kills the stage's process for good once the checkpoint of `step` is there; False where it had ended."""
-    while stage.poll() is None:
-        if list(root.glob(f".paser/cache/recover/*/checkpoint-{step}")):
-            os.kill(stage.pid, signal.SIGKILL)
-            stage.wait()
-            return True
-        time.sleep(0.002)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["defaults", "everything on"])
 def test_kill_9_at_any_step_gives_the_same_bytes(project: Make, options: dict[str, Any]) -> None:
-    """A chain of kills: the run is killed when the checkpoint of each step appears, then goes on."""
+    """A chain of kills: the stage is killed as the checkpoint of each step appears, then goes on."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["peft", "transformers.trainer", "paser.recovery.job"])
     plain = {"batch_size": 2, "micro_batch_size": 1, "checkpoint_steps": 1, "epochs": 3}
     root = project(recover=plain | options)
     facts = run_stage("recover", root)["facts"]
     expected = file_digests(root / "data/models/recovered")
     killed = 0
     for step in range(1, facts["steps"] + 1):
-        stage = subprocess.Popen([sys.executable, "-m", "paser", "stage", "recover"], cwd=root)
-        killed += kill_after(stage, root, step)
+        stage = processes.Process(target=run_stage, args=("recover", root))
+        stage.start()
+        while stage.is_alive() and not list(root.glob(f".paser/cache/recover/*/checkpoint-{step}")):
+            time.sleep(0.002)
+        stage.kill()
+        stage.join()
+        killed += stage.exitcode == -signal.SIGKILL
     assert killed >= facts["steps"] - 1
     assert run_stage("recover", root)["facts"] == facts
     assert file_digests(root / "data/models/recovered") == expected

@@ -194,3 +194,20 @@ def test_a_killed_stage_ends_its_processes_and_goes_on_to_the_same_bytes(
     assert read_json(root / "data/models/recovered/provenance.json")["role"] == "recovered"
     run_stage("recover", root)
     assert file_digests(root / "data/models/recovered") == resumed
+
+
+@pytest.mark.slow
+def test_every_option_works_in_two_processes(project: Make) -> None:
+    options = {
+        "batch_size": 4, "micro_batch_size": 2, "checkpoint_steps": 1, "epochs": 4, "learning_rate": 0.02,
+        "distill": {"weight": 0.5}, "weighting": "damage",
+        "early_stopping": {"share": 0.3, "patience": 2, "steps": 1},
+    }  # fmt: skip
+    root = project(recover=options, runtime=TWO)
+    facts = run_stage("recover", root)["facts"]
+    assert facts["processes"] == 2
+    assert facts["early_stopping"]["held_out_rows"] == 2
+    assert facts["early_stopping"]["best_step"] >= 1
+    first = file_digests(root / "data/models/recovered")
+    run_stage("recover", root)
+    assert file_digests(root / "data/models/recovered") == first
