@@ -346,8 +346,8 @@ SmolLM2-135M after Wanda 50 %, bfloat16, default settings of `recover` where not
 Targets: at least {TARGET_SPEED:.2f} of the bare loop ({_met(ratio["ours"] >= TARGET_SPEED)}), padding
 under {TARGET_PADDING:.0%} ({_met(speed["padding"] < TARGET_PADDING)}).
 
-What the options bring: trained on {result["rows"]} random real rows, a draw of its own for each of {seeds} seeds, then
-loss and JSD to the original model on {result["test_rows"]} other rows, in nats, of the model as it is saved. Before training:
+What the options bring: trained on {result["rows"]} random real rows, {seeds} seed(s) with a draw of
+their own each, then loss and JSD to the original model on {result["test_rows"]} other rows, in nats, of the model as it is saved. Before training:
 loss {untrained["loss"]:.4f}, JSD {untrained["jsd"]:.4f}; the original model has a loss of {untrained["loss_original"]:.4f}. Of
 {first["zeros"]:,} zeros, {lost} were lost in all trainings together.
 
@@ -356,7 +356,7 @@ loss {untrained["loss"]:.4f}, JSD {untrained["jsd"]:.4f}; the original model has
 {chr(10).join(lines)}
 
 Plain training with a masked merge: {plain}. Early stopping: {stops}.
-{seeds} seeds on one small model are a measurement, no ranking.
+{seeds} seed(s) on one small model are a measurement, no ranking.
 """  # noqa: E501
 
 

@@ -355,8 +355,8 @@ class _Run:
                         run.advance(len(numbers))
                 gradients = [p.grad for p in run.adapted.parameters() if p.grad is not None]
                 if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-                    numbers = run.in_step if alone else gather_object(run.in_step)
-                    raise run._not_finite("gradient", step, sorted(numbers))
+                    everywhere = run.in_step if alone else gather_object(run.in_step)
+                    raise run._not_finite("gradient", step, sorted(everywhere))
                 mean: torch.Tensor = total / portion.tokens
                 return mean
 
@@ -462,6 +462,10 @@ class _Run:
         )
         # One process has one GPU: with several in sight the Trainer would split each pass over all.
         arguments._n_gpu = min(arguments.n_gpu, 1)
+        if self.processes > 1 and self.inner.device.type == "cpu":
+            # accelerate says `cpu:0`, where torch.load restores nothing, so no checkpoint could be resumed.
+            arguments.distributed_state.device = torch.device("cpu")
+            vars(arguments)["_setup_devices"] = torch.device("cpu")
         return arguments
 
 
