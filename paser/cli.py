@@ -155,6 +155,78 @@ def models_convert(
 
 
 @app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A recovered model, for instance data/models/recovered.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the result; it must not exist or be empty.")],
+    push: Annotated[
+        str | None, typer.Option(help="Also upload it to this repository of the Hugging Face Hub.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: a new repository is public.")
+    ] = False,
+    entry: Annotated[
+        Path | None, typer.Option(help="The model's audit entry; default: that of its project.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Assemble weights, adapter, proof, audit entry and model card in one folder that loads as any model.
+
+    Example: paser export data/models/recovered ./to-share
+    """
+    from paser import export as exporting
+
+    if push:
+        exporting.check_token()
+    files = exporting.export_model(model, out, entry)
+    address = exporting.push(out, push, private=not public) if push else None
+    if as_json:
+        print_json({"out": str(out), "files": [str(path) for path in files], "pushed": address})
+    else:
+        print(f"{out}: {len(files)} files; README.md is the card, `paser audit verify {out}` checks it")
+        if address:
+            print(address)
+
+
+@app.command()
+def plan(
+    project: Project = HERE,
+    params: Annotated[Path | None, typer.Option(help="Settings; default: params.yaml.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A config.json or its folder; default: data/models/original."),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the pool; default: counted.")] = None,
+    row_tokens: Annotated[
+        float, typer.Option(min=1, help="With --rows: tokens of a mean row, prompt and response.")
+    ] = 128.0,
+    tflops: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="The device's matrix products; default: this processor, measured."),
+    ] = None,
+    memory: Annotated[float | None, typer.Option(min=0.1, help="The device's memory in GB.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what a run will cost: tokens, time, memory, disk. Loads and fetches nothing.
+
+    Example: paser plan --params recipes/alpaca-wanda-2-4.yaml --model recipes/models/llama-7b --rows 52002
+    --tflops 312 --memory 80
+    """
+    from paser import plan as planning
+    from paser.settings import load_settings
+
+    settings = load_settings(params or project / "params.yaml")
+    pool = planning.Pool(rows, row_tokens) if rows else planning.pool_of(project)
+    config = model or project / "data" / "models" / "original"
+    size = planning.size_of(config, settings.recover.targets, settings.recover.rank)
+    speed = tflops or planning.measured_tflops(settings.model.precision)
+    found = planning.estimate(settings, size, pool, speed)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        planning.render(found, memory, console())
+
+
+@app.command()
 def concepts(
     out: Annotated[Path, typer.Argument(dir_okay=False, help="The GraphML file to write.")],
     project: Project = HERE,

@@ -293,6 +293,17 @@ class SelectSettings(Group):
         return Budget.parse(self.budget)
 
 
+class DistillSettings(Group):
+    weight: Fraction = 0.0
+    temperature: Positive = 1.0
+
+
+class EarlyStoppingSettings(Group):
+    share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    patience: Annotated[int, Field(ge=1, le=1000)] = 3
+    steps: Annotated[int, Field(ge=1)] = 5
+
+
 class RecoverSettings(Group):
     rank: Annotated[int, Field(ge=1, le=1024)] = 8
     alpha: Positive = 16.0
@@ -300,14 +311,21 @@ class RecoverSettings(Group):
     targets: tuple[str, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    zeros: Literal["trained", "merged"] = "trained"
     learning_rate: Positive = 5e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     epochs: Annotated[int, Field(ge=1, le=1000)] = 2
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 8
     micro_batch_size: Annotated[int, Field(ge=1)] = 4
-    warmup: Fraction = 0.1
+    packing: bool = True
+    warmup: Annotated[int, Field(ge=2, le=1_000_000)] | Fraction = 0.1
     max_grad_norm: Positive = 1.0
     max_tokens: Tokens = 256
+    distill: DistillSettings = DistillSettings()
+    weighting: Literal["none", "damage"] = "none"
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     checkpoint_steps: Annotated[int, Field(ge=1)] = 10
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -322,6 +340,15 @@ class RecoverSettings(Group):
             )
         if not self.targets:
             raise ValueError("targets is empty: there would be nothing to train")
+        return self
+
+    @model_validator(mode="after")
+    def stopping_needs_a_second_pass(self) -> Self:
+        if self.early_stopping.share and self.epochs < 2:
+            raise ValueError(
+                f"early_stopping.share is {self.early_stopping.share:g}, but epochs is {self.epochs}: the "
+                "first pass is always made, so that every recorded row is trained on"
+            )
         return self
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import disk_errors, files_below, read_json, sha256_file
 from paser.errors import PaserError
-from paser.lineage.entry import ENTRY, ROLES, Entry
+from paser.lineage.entry import CARD, ENTRY, ROLES, Entry
 from paser.lineage.provenance import PROVENANCE
 from paser.pool.licences import strictest
 from paser.records import ROW_ID_VERSION
@@ -202,11 +202,12 @@ class Catalogue:
     def _store(self, audit: Path, target: Path) -> None:
         """Copies an entry; equal files of all entries are one file with several names.
 
-        What is written goes through a folder of its own, so that a second process can do the same at once.
+        The model card stays behind, because it follows from the rest. What is written goes through a folder
+        of its own, so that a second process can do the same at once.
         """
         files = {**Entry(audit).content()["files"], ENTRY: target.name}
         found = {path.relative_to(audit).as_posix() for path in files_below(audit)}
-        if differing := sorted(found ^ files.keys()):
+        if differing := sorted((found - {CARD}) ^ files.keys()):
             raise _altered(audit / differing[0])
         if (target / ENTRY).exists():
             return

@@ -27,7 +27,7 @@ from paser.artifacts import (
 )
 from paser.errors import PaserError, StageError
 from paser.lineage.chain import Record, artefacts, chain_order, digest_of
-from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, held_out, load_provenance
 from paser.lineage.sketch import DIGEST_BYTES, SKETCH_BYTES, sketches, text_digest
 from paser.records import prompt_text, schema
 
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 ENTRY_VERSION = 2
 ENTRY = "entry.json"
 RECORDS = "records"
+# Follows from `entry.json`, which therefore does not know it.
+CARD = "model-card.md"
+# Where `paser export` puts the entry inside a model's folder; README.md is the card there.
+EXPORTED, README = "audit", "README.md"
 ROWS = "rows.parquet"
 TEXTS = "texts.parquet"
 MODEL = "data/models/recovered"
@@ -61,7 +65,12 @@ _REGISTERED = {
     "quarantine": (*_READ, "reason", "detail", "duplicate_of"),
 }
 _BATCH = 1 << 16
-ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined")
+# Selected, but held out to stop training by (`recover.early_stopping`): it chose weights and trained none.
+STOPPED_BY = "stopped_by"
+# The catalogue numbers them, so new ones come last.
+ROLES = ("trained", "rejected", "held_out", "calibrated", "quarantined", STOPPED_BY)
+# Roles of the rows of the pool.
+OF_POOL = ("trained", "rejected", STOPPED_BY)
 ORIGIN = ("source", "source_row", "license")
 
 Row = dict[str, Any]
@@ -75,11 +84,13 @@ def register(
     quarantine: pa.Table,
     decisions: pa.Table,
     clusters: pa.Table,
+    stopped_by: Sequence[str] = (),
 ) -> pa.Table:
     """Table `rows`: every row that was read, with its role, cluster, reason and occurrences; no texts.
 
     The order is that of the tables: pool, holdout, calibration, quarantine. `detail` and `duplicate_of` are
-    those of quarantined rows; the detail of a decision stands in `decisions`.
+    those of quarantined rows; the detail of a decision stands in `decisions`. `stopped_by` are ids of
+    accepted rows that nothing was trained on.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -92,13 +103,16 @@ def register(
             remedy="`dvc repro select` decides every row",
         )
     accepted = pc.equal(decisions["decision"].take(places), "accepted")
+    accepted_as = pc.if_else(
+        pc.is_in(pool["row_id"], value_set=string_array(stopped_by)), STOPPED_BY, "trained"
+    )
     held = clusters.filter(pc.equal(clusters["split"], "holdout"))
     held_places = pc.index_in(holdout["row_id"], value_set=held["row_id"].combine_chunks())
     return pa.concat_tables(
         [
             _registered(
                 pool,
-                pc.if_else(accepted, "trained", "rejected"),
+                pc.if_else(accepted, accepted_as, "rejected"),
                 cluster=decisions["cluster"].take(places),
                 reason=decisions["reason"].take(places),
             ),
@@ -295,7 +309,7 @@ def _benchmarks(rows: pa.Table) -> dict[str, list[str]]:
     items = rows.filter(pc.fill_null(pc.greater(pc.utf8_length(rows["benchmark"]), 0), False))
     return {
         role: sorted(pc.unique(items.filter(pc.equal(items["role"], role))["benchmark"]).to_pylist())
-        for role in ROLES
+        for role in _roles_of(rows)
     }
 
 
@@ -321,7 +335,7 @@ def compose(
         "summary": {
             "rows": len(selected),
             "tokens": sum(int(row["tokens"]) for row in selected),
-            "roles": {role: roles.get(role, 0) for role in ROLES},
+            "roles": {role: roles.get(role, 0) for role in _roles_of(rows)},
             "by_source": shares(chosen, "source"),
             "by_license": shares(chosen, "license"),
             "by_label": shares(chosen, "label"),
@@ -334,6 +348,14 @@ def compose(
         },
         "files": dict(files),
     }
+
+
+def _roles_of(rows: pa.Table) -> list[str]:
+    """The roles that a summary names: all but one that few runs have."""
+    import pyarrow.compute as pc
+
+    stopped = pc.any(pc.equal(rows["role"], STOPPED_BY)).as_py()
+    return [role for role in ROLES if stopped or role != STOPPED_BY]
 
 
 def chosen_columns(selected: list[Row], scores: pa.Table) -> pa.Table:
@@ -392,12 +414,19 @@ class Entry:
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
-    def first_selected(self, most: int) -> list[Row]:
-        """The first rows of `selected.jsonl`, as many as there are up to `most`."""
+    def trained(self) -> list[Row]:
+        """The rows of `selected.jsonl` that the model was trained on."""
+        aside = set(held_out(self.provenance()))
+        return [row for row in self.selected() if row["row_id"] not in aside]
+
+    def first_trained(self, most: int) -> list[Row]:
+        """The first rows of `selected.jsonl` that were trained on, as many as there are up to `most`."""
+        aside = set(held_out(self.provenance()))
         path = self.root / "selected.jsonl"
         try:
             with path.open(encoding="utf-8") as stream:
-                return [json.loads(line) for line in islice(filter(str.strip, stream), most)]
+                rows = (json.loads(line) for line in filter(str.strip, stream))
+                return list(islice((row for row in rows if row["row_id"] not in aside), most))
         except (ValueError, OSError) as error:
             raise PaserError(f"{path} cannot be read: {error}", remedy="restore it") from error
 
@@ -414,18 +443,17 @@ class Entry:
         return clusters
 
     def files(self) -> dict[str, str]:
-        """Digests of every file of the entry but `entry.json`, from their bytes."""
-        digests = file_digests(self.root)
-        digests.pop(ENTRY, None)
-        return digests
+        """Digests of every file of the entry but `entry.json` and the card, from their bytes."""
+        return {name: digest for name, digest in file_digests(self.root).items() if name not in (ENTRY, CARD)}
 
     def derived_text(self, files: Mapping[str, str], selected: list[Row]) -> str:
         """What `entry.json` must say, given the digests of the files beside it and the selected rows."""
+        aside = set(held_out(self.provenance()))
         return json_text(
             compose(
                 records=self.records(),
                 provenance=self.provenance(),
-                selected=selected,
+                selected=[row for row in selected if row["row_id"] not in aside],
                 rows=self.register("benchmark", "role"),
                 scores=self.table("scores", "row_id", "jsd"),
                 clusters=self.clusters(),
@@ -435,12 +463,22 @@ class Entry:
 
 
 def find_entry(model: Path) -> Path | None:
-    """The audit entry of the project in which a model lies: `data/audit` of the nearest folder above."""
+    """The audit entry of a model: in its own folder, as `paser export` leaves it, else `data/audit` of the
+    nearest folder above."""
+    if (model / EXPORTED / ENTRY).exists():
+        return model / EXPORTED
     for parent in model.resolve().parents:
         candidate = parent / "data" / "audit"
         if (candidate / ENTRY).exists():
             return candidate
     return None
+
+
+def without_export(model: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """`files` of a model's folder without what `paser export` adds; all of them where it did not."""
+    if not (model / EXPORTED / ENTRY).exists():
+        return dict(files)
+    return {n: d for n, d in files.items() if n != README and not n.startswith(f"{EXPORTED}/")}
 
 
 def describes(records: Mapping[str, Record], provenance_sha256: str, role: str) -> bool:
@@ -472,6 +510,7 @@ def write_entry(
         **{name: read_columns(project / path, _REGISTERED[name]) for name, path in REGISTER.items()},
         decisions=entry.table("decisions", "row_id", "cluster", "decision", "reason"),
         clusters=read_columns(project / CLUSTERS, schema("clusters").names),
+        stopped_by=held_out(entry.provenance()),
     )
     write_batches(target / ROWS, "rows", _column_batches(rows))
     write_batches(
@@ -480,13 +519,17 @@ def write_entry(
     composed = compose(
         records=content,
         provenance=entry.provenance(),
-        selected=entry.selected(),
+        selected=entry.trained(),
         rows=rows,
         scores=entry.table("scores", "row_id", "jsd"),
         clusters=entry.clusters(),
         files=entry.files(),
     )
     write_json(target / ENTRY, composed)
+    from paser.lineage.documents.cards import model_card
+    from paser.lineage.documents.facts import read_facts
+
+    (target / CARD).write_text(model_card(read_facts(target)), encoding="utf-8")
     return composed
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue, models
-from paser.lineage.entry import ROLES, Row
+from paser.lineage.entry import ROLES, STOPPED_BY, Row
 from paser.lineage.find import hits
 from paser.records import ROW_ID_VERSION
 from paser.stages.graph import STAGES
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Role -> what becomes of a model with such a row, the worst first, and the table that changes.
 CONSEQUENCES: dict[str, tuple[str, str]] = {
     "trained": ("retrain", "data/pool.parquet"),
+    STOPPED_BY: ("retrain", "data/pool.parquet"),
     "calibrated": ("prune again", "data/calibration.parquet"),
     "held_out": ("evaluate again", "data/holdout.parquet"),
     "rejected": ("decisions may change", "data/pool.parquet"),

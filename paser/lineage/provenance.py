@@ -6,6 +6,7 @@ the rows the model was trained on, in training order, and the digest of every ot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,12 +41,15 @@ def write_provenance(
     inputs: dict[str, str],
     seed: int,
     facts: dict[str, Any],
+    held_out: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Writes `provenance.json` into a finished model folder and returns its content.
 
     `rows` are the rows of `selected.jsonl` (or `control.jsonl`) in training order, each with `row_id`
-    and `tokens`; `inputs` maps project paths to the digests that were read; `facts` are measured values
-    that two runs share. Nothing may be written into the folder afterwards.
+    and `tokens`, without those that early stopping has `held_out`: these are listed, but neither counted
+    nor under the Merkle root, because nothing was trained on them. `inputs` maps project paths to the
+    digests that were read; `facts` are measured values that two runs share. Nothing may be written into the
+    folder afterwards.
     """
     if role not in get_args(Role):
         raise PaserError(f"unknown role {role!r}", remedy=f"one of {', '.join(get_args(Role))}")
@@ -63,8 +67,15 @@ def write_provenance(
         "facts": facts,
         "files": model_files(model_dir),
     }
+    if held_out:
+        content["held_out"] = [str(row["row_id"]) for row in held_out]
     write_json(model_dir / PROVENANCE, content)
     return content
+
+
+def held_out(provenance: Mapping[str, Any]) -> list[str]:
+    """Ids of selected rows that early stopping held out of training; they are not under the Merkle root."""
+    return [str(row_id) for row_id in provenance.get("held_out", ())]
 
 
 def load_provenance(model_dir: Path) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def settings_again(record: Record, project: Path) -> Settings:
     content = {
         "seed": record["seed"],
         "model": {**params["model"], "precision": record["facts"]["dtype"]},
-        "recover": params["recover"],
+        "recover": {**params["recover"], "report_to": "none"},
         "runtime": now.runtime.model_dump(mode="json"),
     }
     if "processes" in record["facts"]:

@@ -11,6 +11,7 @@ from paser.artifacts import sha256_file
 from paser.errors import PaserError
 from paser.lineage.chain import flat
 from paser.lineage.entry import (
+    OF_POOL,
     ROWS,
     Entry,
     Row,
@@ -128,7 +129,7 @@ def _rows_of(entry: Entry, provenance: Row) -> pa.Table:
 
     trained = string_array(provenance["row_ids"])
     known = entry.register(*_OF_REGISTER, "role")
-    known = known.filter(pc.is_in(known["role"], value_set=string_array(("trained", "rejected"))))
+    known = known.filter(pc.is_in(known["role"], value_set=string_array(OF_POOL)))
     places = _places(trained, known, entry.root / ROWS)
     scores = entry.table("scores", "row_id", "jsd", "prompt_tokens", "response_tokens")
     # Both are in the order of the pool, unless somebody altered one; finding each row again takes longer.
@@ -163,7 +164,7 @@ def _selected(entry: Entry, role: str, rows: pa.Table) -> list[Row]:
     decided = decisions.take(pc.index_in(rows["row_id"], value_set=decisions["row_id"].combine_chunks()))
     texts: list[str | None] = [None] * rows.num_rows
     if role == "recovered":
-        texts = [_beginning(row["instruction"]) for row in entry.first_selected(rows.num_rows)]
+        texts = [_beginning(row["instruction"]) for row in entry.first_trained(rows.num_rows)]
         if len(texts) < rows.num_rows:
             raise PaserError(
                 f"{entry.root}/selected.jsonl holds {len(texts)} rows, the model was trained on more",

@@ -18,11 +18,23 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import json_text, read_json, tree_digest
 from paser.errors import PaserError
 from paser.lineage.chain import ABSENT, Record, artefacts, flat, inconsistent, links
-from paser.lineage.entry import COPIES, ENTRY, MODEL, RECORDS, Entry, Row, find_entry
+from paser.lineage.entry import (
+    CARD,
+    COPIES,
+    ENTRY,
+    MODEL,
+    OF_POOL,
+    RECORDS,
+    STOPPED_BY,
+    Entry,
+    Row,
+    find_entry,
+    without_export,
+)
 from paser.lineage.hashing import Hasher
 from paser.lineage.lock import LOCK, against_bytes, against_record, read_lock
 from paser.lineage.merkle import merkle_root
-from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, load_provenance
+from paser.lineage.provenance import PROVENANCE, STAGE_OF_ROLE, held_out, load_provenance
 from paser.lineage.record import Artefact, code_digest, package_versions
 from paser.records import row_id
 from paser.stages.graph import STAGES
@@ -103,6 +115,7 @@ class _Verification:
             self._section("model against its record", self._model_record)
             self._section("provenance against its record", self._provenance_record)
             self._section("selected rows", self._selected)
+        self._section("model card", self._card)
         self._section("decisions", self._decisions)
         self._section("scores", self._scores)
         self._section("register of rows", self._register)
@@ -230,7 +243,8 @@ class _Verification:
 
     def _model(self) -> None:
         found = {n: d for n, d in self._digests(self.model).items() if n != PROVENANCE}
-        self._compare("files of the model", str(self.model), self.provenance["files"], found)
+        expected, found = (without_export(self.model, each) for each in (self.provenance["files"], found))
+        self._compare("files of the model", str(self.model), expected, found)
         row_ids = self.provenance["row_ids"]
         root, stated = self.trained_root, self.provenance["merkle_root"]
         self._say(
@@ -242,7 +256,7 @@ class _Verification:
 
     def _entry(self) -> None:
         content = self.entry.content()
-        found = {n: d for n, d in self._digests(self.entry.root).items() if n != ENTRY}
+        found = {n: d for n, d in self._digests(self.entry.root).items() if n not in (ENTRY, CARD)}
         self._compare("files of the audit entry", str(self.entry.root), content["files"], found)
 
     def _derived(self) -> None:
@@ -308,7 +322,8 @@ class _Verification:
         if recorded is None or recorded.files is None:
             self._fail(name, f"the record of {stage} holds no model with a {PROVENANCE}")
         else:
-            self._compare(name, str(self.model), recorded.files, self._digests(self.model))
+            files = (without_export(self.model, each) for each in (recorded.files, self._digests(self.model)))
+            self._compare(name, str(self.model), *files)
 
     def _provenance_record(self) -> None:
         """Settings, seed and inputs in the model's folder against the record of its stage."""
@@ -349,7 +364,16 @@ class _Verification:
                 )
         if made == [row["row_id"] for row in self.selected]:
             self._ok(name, f"{len(made)} rows of selected.jsonl")
-        trained = self.provenance["row_ids"]
+        trained, aside = self.provenance["row_ids"], {*held_out(self.provenance)}
+        if aside:
+            strangers = sorted(aside - {*made})
+            self._say(
+                "rows held out are selected rows",
+                not strangers,
+                f"{len(aside)} rows",
+                f"{len(strangers)} are not, the first is {(strangers or [''])[0]}",
+            )
+        made = [each for each in made if each not in aside]
         self._say(
             "selected rows are the trained rows, in order",
             made == trained,
@@ -363,12 +387,12 @@ class _Verification:
         }
         listed = ", ".join(f"{file} {root}" for file, root in roots.items())
         self._say("Merkle roots agree", len(set(roots.values())) == 1, roots[ENTRY], listed)
-        tokens = sum(int(row["tokens"]) for row in self.selected)
+        tokens = sum(int(row["tokens"]) for row in self.selected if row["row_id"] not in aside)
         self._say(
             "training tokens",
             tokens == self.provenance["tokens"],
             f"{tokens}",
-            f"selected.jsonl sums to {tokens}, {PROVENANCE} says {self.provenance['tokens']}",
+            f"trained rows of selected.jsonl sum to {tokens}, {PROVENANCE} says {self.provenance['tokens']}",
         )
 
     def _control_rows(self) -> None:
@@ -376,13 +400,28 @@ class _Verification:
         for name in ("row ids follow from the texts", "selected rows are the trained rows, in order"):
             self._skip(name, reason)
         rows = _columns(self.entry.register("row_id", "role"))
-        known = {row_id for row_id, role in rows if role in ("trained", "rejected")}
+        known = {row_id for row_id, role in rows if role in OF_POOL}
         strangers = [r for r in self.provenance["row_ids"] if r not in known]
         self._say(
             "rows of the control are rows of the pool",
             not strangers,
             f"{self.provenance['rows']} rows",
             f"{len(strangers)} are not, the first is {(strangers or [''])[0]}",
+        )
+
+    def _card(self) -> None:
+        """The card must be, to the byte, what the entry makes it; older entries have none."""
+        path = self.entry.root / CARD
+        if not path.exists():
+            return
+        from paser.lineage.documents.cards import model_card
+        from paser.lineage.documents.facts import read_facts
+
+        self._say(
+            "model card follows from the entry",
+            path.read_text(encoding="utf-8") == model_card(read_facts(self.entry.root)),
+            CARD,
+            f"{path} is not what entry.json and the files beside it make it",
         )
 
     def _decisions(self) -> None:
@@ -420,7 +459,9 @@ class _Verification:
         """The register of rows names the trained rows, with source, licence and cluster."""
         keys = ("source", "source_row", "license", "label", "cluster")
         rows = self.entry.register("row_id", "role", *keys)
-        registered = {row_id: tuple(found) for row_id, role, *found in _columns(rows) if role == "trained"}
+        registered = {
+            row_id: tuple(found) for row_id, role, *found in _columns(rows) if role in ("trained", STOPPED_BY)
+        }
         chosen = {row["row_id"]: tuple(row[key] for key in keys) for row in self.selected}
         wrong = sorted({n for n, _ in registered.items() ^ chosen.items()})
         self._say(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import read_json
 from paser.errors import PaserError
-from paser.lineage.entry import Entry, Row, string_array
-from paser.lineage.provenance import load_provenance
+from paser.lineage.entry import OF_POOL, STOPPED_BY, Entry, Row, string_array
+from paser.lineage.provenance import held_out, load_provenance
 from paser.lineage.query import Text, row_range
 from paser.lineage.sketch import DIGEST_BYTES
 from paser.lineage.trace import entry_of
@@ -49,10 +49,12 @@ def why(model: Path, entry: Path | None, row: str | Text) -> list[Row]:
     positions = {row_id: n for n, row_id in enumerate(provenance["row_ids"], 1) if row_id in asked}
     found = []
     for line in lines:
-        position = positions.get(line["row_id"]) if line["role"] in ("trained", "rejected") else None
-        if provenance["role"] == "control" and line["role"] in ("trained", "rejected"):
+        position = positions.get(line["row_id"]) if line["role"] in OF_POOL else None
+        if provenance["role"] == "control" and line["role"] in OF_POOL:
             drawn = position is not None
             line |= {"role": "trained" if drawn else "rejected", "reason": "random" if drawn else "not_drawn"}
+            if line["row_id"] in held_out(provenance):
+                line |= {"role": STOPPED_BY, "reason": "random"}
         if (line["role"] == "trained") != (position is not None):
             raise PaserError(
                 f"row {line['row_id']} is {line['role']} in {source.root}, but the model's provenance "
@@ -117,7 +119,7 @@ def _decision(entry: Entry, line: Row, role: str) -> Row:
     """Decision, scores and rank of a row of the pool; empty for any other."""
     found: Row = dict.fromkeys(("decision", "ies", "rank", "jsd", "loss_original", "loss_pruned", "tokens"))
     found["detail"] = ""
-    if line["role"] not in ("trained", "rejected"):
+    if line["role"] not in OF_POOL:
         return found
     score = _one(entry.table("scores"), line["row_id"])
     found |= {key: _finite(score.get(key)) for key in ("jsd", "loss_original", "loss_pruned")}
@@ -150,6 +152,7 @@ def budget_of(entry: Path, cluster: int | None) -> Row | None:
 _WORDS = {
     "trained": "the model was trained on it",
     "rejected": "it was in the pool and was left out",
+    STOPPED_BY: "it was selected and held out of training, to say when to stop",
     "held_out": "it was held out: models are evaluated on it, none is trained on it",
     "calibrated": "it calibrated the pruning",
     "quarantined": "it was left out before the pool was made",

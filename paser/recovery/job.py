@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from paser.models.tokens import SampleEncoder
-    from paser.recovery.lora import TrainingRow
+    from paser.recovery.batches import TrainingRow
 
-PRUNED = "data/models/pruned"
+PRUNED, ORIGINAL, SCORES = "data/models/pruned", "data/models/original", "data/scores.parquet"
 
 
 class Run(Protocol):
@@ -52,10 +52,14 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     from paser.models.shapes import other_shapes
     from paser.models.sparsity import measure, same_zeros
     from paser.models.tokens import SampleEncoder
-    from paser.recovery.lora import fine_tune, forget, save_adapter
+    from paser.recovery.lora import Extras, fine_tune, forget, save_adapter
+    from paser.recovery.masked import merged
     from paser.recovery.processes import Together, threads_of_each
+    from paser.recovery.reporting import check_reporter
+    from paser.recovery.stopping import held_out_slice
 
     settings, processes = run.settings.recover, run.settings.runtime.processes
+    check_reporter(settings.report_to)
     threads = set_threads(threads_of_each(run.settings.runtime.threads, processes))
     device = choose_device(run.settings.runtime.device)
     dtype = choose_dtype(run.settings.model.precision, device, run.cache)
@@ -66,18 +70,38 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
             f"{selection} is empty: there is nothing to recover with",
             remedy="raise select.budget, or lower select.strictness",
         )
+    held = held_out_slice(
+        [str(row["row_id"]) for row in rows], settings.early_stopping.share, run.settings.seed
+    )
+    if settings.early_stopping.share and not held:
+        raise StageError(
+            f"{selection} has one row: none can be held out of training",
+            remedy="raise select.budget, or set recover.early_stopping.share: 0",
+        )
     tokenizer = load_tokenizer(pruned)
     encoder = SampleEncoder(tokenizer)
-    training = training_rows(rows, encoder, settings.max_tokens, selection)
+    all_rows = training_rows(rows, encoder, settings.max_tokens, selection)
+    training = [row for number, row in enumerate(all_rows) if number not in held]
+    held_out = [row for number, row in enumerate(all_rows) if number in held]
 
     inputs = {path: run.digest(path) for path in (PRUNED, selection)}
+    if settings.weighting == "damage":
+        inputs[SCORES] = run.digest(SCORES)
+        training = weighted(training, run.input(SCORES))
+    teacher = None
+    if settings.distill.weight:
+        inputs[ORIGINAL] = run.digest(ORIGINAL)
+        teacher = model_directory(run.input(ORIGINAL))
+        _same_vocabulary(teacher, pruned)
     number_type = str(dtype).removeprefix("torch.")
     key = fingerprint(
         {
             "role": role,
             "model": inputs[PRUNED],
-            "rows": [[row.encoded.prompt_ids, row.encoded.response_ids] for row in training],
-            "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps"}),
+            "rows": [[row.encoded.prompt_ids, row.encoded.response_ids, row.weight] for row in training],
+            "held_out": [[row.encoded.prompt_ids, row.encoded.response_ids] for row in held_out],
+            "teacher": inputs.get(ORIGINAL),
+            "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps", "report_to"}),
             "seed": run.settings.seed,
             "dtype": number_type,
             "device": device,
@@ -89,11 +113,23 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     )
     checkpoints = run.cache.entry("recover", key)
     pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end_of_turn)
+    logs: Path | None = run.cache.root.parent / "logs" / f"{role}-{key[:12]}"
     if processes > 1:
         together = Together(
-            processes, pruned, number_type, device, threads, run.settings.seed, pad_id, checkpoints, role
+            processes=processes,
+            model=pruned,
+            dtype=number_type,
+            device=device,
+            threads=threads,
+            seed=run.settings.seed,
+            pad_id=pad_id,
+            checkpoints=checkpoints,
+            title=role,
+            teacher=teacher,
+            logs=logs,
         )
-        together.train(training, settings)
+        together.train(training, settings, held_out)
+        logs = None
     model = load_causal_lm(pruned, dtype=dtype, device=device)
     use_cache = model.config.use_cache
     adapted, facts = fine_tune(
@@ -104,12 +140,15 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
         pad_id=pad_id,
         checkpoints=checkpoints,
         title=role,
+        extras=Extras(
+            load_causal_lm(teacher, dtype=dtype, device=device) if teacher else None, held_out, logs
+        ),
     )
     target = run.out(output)
     save_adapter(adapted, target / "adapter")
-    merged: Any = adapted.merge_and_unload()
-    merged.config.use_cache = use_cache
-    save_causal_lm(merged.to(device="cpu", dtype=saved_dtype(pruned)), tokenizer, target)
+    recovered: Any = merged(adapted)
+    recovered.config.use_cache = use_cache
+    save_causal_lm(recovered.to(device="cpu", dtype=saved_dtype(pruned)), tokenizer, target)
 
     if changed := other_shapes(pruned, target):
         raise StageError(
@@ -133,7 +172,8 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     write_provenance(
         target,
         role=role,
-        rows=rows,
+        rows=[row for number, row in enumerate(rows) if number not in held],
+        held_out=[row for number, row in enumerate(rows) if number in held],
         settings={
             "recover": settings.model_dump(mode="json"),
             "model": run.settings.model.model_dump(mode="json"),
@@ -144,6 +184,11 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     )
     forget(checkpoints)
     run.note(**noted)
+    if held_out:
+        say(
+            f"{role}: {len(held_out)} rows held out; the weights of step {facts.stopping['best_step']} of "
+            f"{facts.steps} were the best, with a loss of {facts.stopping['held_out_loss_best']:.3f}"
+        )
     say(
         f"{role}: {facts.rows} rows, {facts.epochs} passes; training loss {facts.loss_first:.3f} -> "
         f"{facts.loss_last:.3f}; {sparsity.overall:.1%} zeros, as before; {number_type}"
@@ -154,7 +199,7 @@ def training_rows(
     rows: list[dict[str, Any]], encoder: SampleEncoder, max_tokens: int, origin: str
 ) -> list[TrainingRow]:
     """Encoded rows in their order; an id that does not belong to its text is an error naming the line."""
-    from paser.recovery.lora import TrainingRow
+    from paser.recovery.batches import TrainingRow
 
     training = []
     for line, row in enumerate(rows, start=1):
@@ -166,6 +211,38 @@ def training_rows(
             )
         training.append(TrainingRow(sample.row_id, encoder.encode(sample, max_tokens)))
     return training
+
+
+def weighted(rows: list[TrainingRow], scores: Path) -> list[TrainingRow]:
+    """Rows with weights from their divergence (`jsd` of scores.parquet); the mean weight is 1."""
+    import dataclasses
+    import math
+
+    from paser.artifacts import read_columns
+    from paser.recovery.objective import damage_weights
+
+    table = read_columns(scores, ("row_id", "jsd"))
+    wanted = {row.row_id for row in rows}
+    pairs = zip(table["row_id"].to_pylist(), table["jsd"].to_pylist(), strict=True)
+    known = {row_id: jsd for row_id, jsd in pairs if row_id in wanted}
+    for row in rows:
+        if not math.isfinite(known.get(row.row_id) or math.nan) and known.get(row.row_id) != 0:
+            raise StageError(
+                f"row {row.row_id} has no finite score in {scores}, so it cannot be weighted by damage",
+                remedy="`dvc repro score`, or set recover.weighting: none",
+            )
+    weights = damage_weights([known[row.row_id] for row in rows])
+    return [dataclasses.replace(row, weight=w) for row, w in zip(rows, weights, strict=True)]
+
+
+def _same_vocabulary(original: Path, pruned: Path) -> None:
+    from paser.models.loading import load_tokenizer, vocabulary_mismatch
+
+    if problem := vocabulary_mismatch(load_tokenizer(original), load_tokenizer(pruned)):
+        raise StageError(
+            f"the original model cannot teach the pruned one: {problem}",
+            remedy="set recover.distill.weight: 0",
+        )
 
 
 def saved_dtype(directory: Path) -> torch.dtype:

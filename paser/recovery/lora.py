@@ -1,4 +1,4 @@
-"""Instruction tuning with LoRA: the loss is on the response only, the rows come in the order given.
+"""Instruction tuning with LoRA: the loss is on the response only, the steps come in the order given.
 
 transformers' Trainer trains and keeps the checkpoints. Its sampling, printing and reporting are switched
 off; a batch with a loss or gradient that is not finite stops the run and names its rows.
@@ -6,20 +6,26 @@ off; a batch with a loss or gradient that is not finite stops the run and names 
 
 from __future__ import annotations
 
-import math
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import remove, write_json
 from paser.errors import StageError
+from paser.models.packing import packs, row_attention
+from paser.models.sparsity import is_sparse
 from paser.models.tokens import Encoded
 from paser.progress import Advance, progress, say
+from paser.recovery.batches import Plan, Portion, TrainingRow, padding_share, portions
 from paser.recovery.checkpoints import PREFIX, newest_complete, seal
 from paser.recovery.masked import keep_zeros, masked_linear
+from paser.recovery.objective import Objective, Teacher
+from paser.recovery.reporting import reporter
+from paser.recovery.stopping import Stopping
 from paser.settings import RecoverSettings
 
 if TYPE_CHECKING:
@@ -27,7 +33,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-IGNORED = -100
+# transformers' names of the schedules.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+# Shortest row that shows whether a model can read packed rows.
+_LEAST = 16
 ADAPTER_NOTE = """\
 # LoRA adapter, already merged into the model above
 
@@ -37,19 +46,13 @@ not zero: multiply `B A` by that mask before adding it. Loaded by peft alone, it
 
 
 @dataclass(frozen=True)
-class TrainingRow:
-    """One row to train on, by its id."""
-
-    row_id: str
-    encoded: Encoded
-
-
-@dataclass(frozen=True)
 class TrainingFacts:
     """What training did. Losses are means per response token, in nats; lower is better.
 
     `masked_layers` kept the zeros of their weight, `dense_layers` had none to keep. `loss_first` is the
-    mean over the first pass through the rows, `loss_last` over the last one, both while training.
+    cross-entropy of the first pass through the rows, `loss_last` of the last one, both while training.
+    `padding` is the share of padding in what went through the model, 0 .. 1. `stopping` has what early
+    stopping did, where it was on.
     """
 
     rows: int
@@ -58,58 +61,30 @@ class TrainingFacts:
     response_tokens: int
     epochs: int
     steps: int
+    packed: bool
+    passes_per_epoch: int
+    padding: float
     masked_layers: int
     dense_layers: int
     trained_weights: int
     loss_first: float
     loss_last: float
+    stopping: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        stopping = content.pop("stopping")
+        return {**content, **({"early_stopping": stopping} if stopping else {})}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Micro-batches and optimiser steps of a run, from the number of rows and the settings.
+class Extras:
+    """What is off by default: the original model as `teacher`, rows `held_out` to stop by, a folder for
+    `logs`."""
 
-    `accumulation` counts the micro-batches of one process in one step. Of several processes each takes every
-    `processes`-th micro-batch, so the rows of a step are the same as in one process.
-    """
-
-    rows: int
-    micro_batch: int
-    accumulation: int
-    epochs: int
-    warmup: float
-    processes: int = 1
-
-    @classmethod
-    def of(cls, rows: int, settings: RecoverSettings, processes: int = 1) -> Plan:
-        accumulation = settings.batch_size // (settings.micro_batch_size * processes)
-        size = settings.micro_batch_size
-        return cls(rows, size, accumulation, settings.epochs, settings.warmup, processes)
-
-    @property
-    def together(self) -> int:
-        """Rows in one micro-batch of every process."""
-        return self.micro_batch * self.processes
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(math.ceil(self.rows / self.together) / self.accumulation)
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def warmup_steps(self) -> int:
-        return math.ceil(self.warmup * self.steps)
-
-    def rows_done(self, step: int) -> int:
-        """Rows seen after `step` optimiser steps."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.rows + min(rest * self.accumulation * self.together, self.rows)
+    teacher: PreTrainedModel | None = None
+    held_out: Sequence[TrainingRow] = ()
+    logs: Path | None = None
 
 
 def fine_tune(
@@ -122,6 +97,7 @@ def fine_tune(
     checkpoints: Path,
     title: str = "recover",
     processes: int = 1,
+    extras: Extras | None = None,
 ) -> tuple[PeftModel, TrainingFacts]:
     """Trains a LoRA adapter on `model` and returns the model with it (not merged).
 
@@ -135,21 +111,48 @@ def fine_tune(
     """
     import torch
 
-    _check(model, rows, settings)
+    extras = extras or Extras()
+    everything = [*rows, *extras.held_out]
+    _check(model, everything, settings)
+    teacher = None
+    if extras.teacher is not None and settings.distill.weight:
+        teacher = Teacher(extras.teacher, settings.distill.weight, settings.distill.temperature)
+    readers = [model, *([teacher.model] if teacher else [])]
+    packed = settings.packing and _can_pack(readers, everything)
+    objective = Objective(packed, pad_id, teacher)
+    plan = Plan.of(len(rows), settings)
+    stopping = None
+    if extras.held_out:
+        stopping = Stopping(extras.held_out, settings.early_stopping, plan)
     torch.manual_seed(seed)
     adapted = add_adapter(model, settings)
-    plan = Plan.of(len(rows), settings, processes)
     with _in_turn(processes) as first:
         resume = newest_complete(checkpoints)
+        if resume and stopping:
+            stopping.load(resume)
     total = plan.rows * plan.epochs
     done = plan.rows_done(int(resume.name.removeprefix(PREFIX))) if resume else 0
     if first and 0 < done < total:
         say(f"  {title}: resuming after {done:,} of {total:,} rows")
-    with _plain_surroundings(), progress(title, total - done, "rows") as advance:
-        trainer = _trainer(adapted, rows, settings, plan, seed, pad_id, checkpoints, advance)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return adapted, _facts(adapted, rows, plan, losses)
+    with (
+        _plain_surroundings(),
+        row_attention(*readers) if packed else contextlib.nullcontext(),
+        progress(title, total - done, "rows") as advance,
+    ):
+        run = _Run(adapted, rows, settings, plan, objective, stopping, seed, checkpoints, advance, processes)
+        history = run.train(resume, reporter(settings.report_to, extras.logs, title))
+    if stopping:
+        stopping.restore(adapted)
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return adapted, _facts(adapted, rows, settings, plan, packed, losses, stopping)
+
+
+def _can_pack(models: Sequence[PreTrainedModel], rows: Sequence[TrainingRow]) -> bool:
+    longest = max(max(row.encoded.tokens for row in rows), _LEAST)
+    able = all(packs(model, longest) for model in models)
+    if not able:
+        say("  this model cannot read several rows in one sequence: batches are padded")
+    return able
 
 
 @contextmanager
@@ -164,8 +167,8 @@ def _in_turn(processes: int) -> Iterator[bool]:
         yield PartialState().is_main_process
 
 
-def add_adapter(model: PreTrainedModel, settings: RecoverSettings, *, masked: bool = True) -> PeftModel:
-    """Puts an untrained adapter on `model`; on sparse layers one that keeps the zeros, if `masked`."""
+def add_adapter(model: PreTrainedModel, settings: RecoverSettings) -> PeftModel:
+    """Puts an untrained adapter on `model`; on sparse layers a masked one, unless `zeros` is `merged`."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     alpha: Any = settings.alpha
@@ -177,7 +180,7 @@ def add_adapter(model: PreTrainedModel, settings: RecoverSettings, *, masked: bo
         target_modules=list(settings.targets),
         bias="none",
     )
-    adapted: PeftModel = get_peft_model(model, keep_zeros(config) if masked else config)
+    adapted: PeftModel = get_peft_model(model, keep_zeros(config) if settings.zeros == "trained" else config)
     return adapted
 
 
@@ -211,7 +214,7 @@ def _check(model: PreTrainedModel, rows: Sequence[TrainingRow], settings: Recove
 
     if model.dtype == torch.float16:
         raise StageError(
-            "the model is in float16, which overflows in training",
+            "the model is in float16, which overflows in training: Llama-family models give NaN",
             remedy="set model.precision: bfloat16 or float32",
         )
     if not rows:
@@ -237,204 +240,233 @@ def _check(model: PreTrainedModel, rows: Sequence[TrainingRow], settings: Recove
         )
 
 
-def _facts(adapted: PeftModel, rows: Sequence[TrainingRow], plan: Plan, losses: list[float]) -> TrainingFacts:
+def _facts(
+    adapted: PeftModel,
+    rows: Sequence[TrainingRow],
+    settings: RecoverSettings,
+    plan: Plan,
+    packed: bool,
+    losses: list[float],
+    stopping: Stopping | None,
+) -> TrainingFacts:
     from peft.tuners.lora import Linear
 
-    masked = sum(isinstance(module, masked_linear()) for module in adapted.modules())
-    layers = sum(isinstance(module, Linear) for module in adapted.modules())
-    first, last = losses[: plan.steps_per_epoch], losses[-plan.steps_per_epoch :]
+    layers: list[Any] = [module for module in adapted.modules() if isinstance(module, Linear)]
+    masked = sum(
+        isinstance(layer, masked_linear()) or is_sparse(layer.get_base_layer().weight) for layer in layers
+    )
+    epoch = plan.steps_per_epoch
+    first, last = losses[:epoch], losses[-epoch:]
+    passes = [part for portion in portions(rows, settings, packed=packed) for part in portion.passes]
     return TrainingFacts(
         rows=len(rows),
         cut_rows=sum(row.encoded.cut for row in rows),
         tokens=sum(row.encoded.tokens for row in rows),
         response_tokens=sum(len(row.encoded.response_ids) for row in rows),
         epochs=plan.epochs,
-        steps=plan.steps,
+        steps=len(losses),
+        packed=packed,
+        passes_per_epoch=len(passes),
+        padding=round(padding_share(passes, [row.encoded.tokens for row in rows], packed=packed), 6),
         masked_layers=masked,
-        dense_layers=layers - masked,
+        dense_layers=len(layers) - masked,
         trained_weights=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
         loss_first=round(sum(first) / len(first), 6),
         loss_last=round(sum(last) / len(last), 6),
+        stopping=stopping.facts() if stopping else {},
     )
 
 
-def collate(batch: Sequence[tuple[int, Encoded]], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the right to the longest of them; labels are `IGNORED` but on the response.
+@dataclass
+class _Run:
+    """One run of the Trainer; its class is built in `train` because it needs transformers."""
 
-    Shapes: (rows, longest) for `input_ids`, `attention_mask`, `labels`; (rows,) for `rows`, the positions
-    in the training order.
-    """
-    import torch
+    adapted: PeftModel
+    rows: Sequence[TrainingRow]
+    settings: RecoverSettings
+    plan: Plan
+    objective: Objective
+    stopping: Stopping | None
+    seed: int
+    checkpoints: Path
+    advance: Advance
+    processes: int
 
-    longest = max(encoded.tokens for _, encoded in batch)
-    shape = (len(batch), longest)
-    ids = torch.full(shape, pad_id, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED, dtype=torch.long)
-    for index, (_, encoded) in enumerate(batch):
-        start, end = len(encoded.prompt_ids), encoded.tokens
-        ids[index, :end] = torch.tensor(encoded.prompt_ids + encoded.response_ids)
-        mask[index, :end] = 1
-        labels[index, start:end] = torch.tensor(encoded.response_ids)
-    rows = torch.tensor([number for number, _ in batch])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "rows": rows}
+    def __post_init__(self) -> None:
+        self.inner: Any = self.adapted.get_base_model()
+        # Without a response it teaches nothing: for a process that has no row in a step.
+        nothing = TrainingRow("", Encoded(self.rows[0].encoded.prompt_ids[:1] * 2, ()))
+        self.known = [*self.rows, nothing]
+        self.in_step: list[int] = []
 
+    def train(self, resume: Path | None, report: Any) -> list[dict[str, Any]]:
+        """Trains to the end and returns the Trainer's log, one entry a step."""
+        from transformers import TrainerState
 
-def response_loss(
-    model: Any, inputs: dict[str, torch.Tensor], response_tokens: torch.Tensor | int
-) -> torch.Tensor:
-    """Sum of the response tokens' cross-entropy over `response_tokens`, in float32.
+        if resume and self.stopping and self.stopping.stopped:
+            state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+            return list(state.log_history)
+        trainer = self._trainer(report)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return list(trainer.state.log_history)
 
-    Only positions that predict a response token reach the vocabulary projection.
-    """
-    from torch.nn.functional import cross_entropy
-
-    backbone, head = model.base_model, model.get_output_embeddings()
-    hidden = backbone(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-    ).last_hidden_state
-    labels = inputs["labels"][:, 1:]
-    wanted = labels != IGNORED
-    logits = head(hidden[:, :-1][wanted]).float()
-    return cross_entropy(logits, labels[wanted], reduction="sum") / response_tokens
-
-
-def _trainer(
-    adapted: PeftModel,
-    rows: Sequence[TrainingRow],
-    settings: RecoverSettings,
-    plan: Plan,
-    seed: int,
-    pad_id: int,
-    checkpoints: Path,
-    advance: Advance,
-) -> Any:
-    """A Trainer subclass at work on `rows`; its class is built here because it needs transformers."""
-    import torch
-    from accelerate.utils import gather_object
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    inner: Any = adapted.get_base_model()
-    on_cpu = inner.device.type == "cpu"
-    alone = plan.processes == 1
-
-    in_step: list[int] = []
-
-    def not_finite(what: str, step: int, numbers: list[int]) -> StageError:
-        names = ", ".join(rows[number].row_id for number in numbers if number < len(rows))
+    def _not_finite(self, what: str, step: int, numbers: Sequence[int]) -> StageError:
+        names = ", ".join(self.rows[number].row_id for number in numbers if number < len(self.rows))
         return StageError(
-            f"the {what} is not finite at optimiser step {step} of {plan.steps}; rows of the batch: {names}",
+            f"the {what} is not finite at optimiser step {step} of {self.plan.steps}; "
+            f"rows of the batch: {names}",
             remedy="lower recover.learning_rate, or set model.precision: float32; "
             "if it stays, withdraw the row in data/withdrawn.csv",
         )
 
-    class ResponseTrainer(Trainer):  # type: ignore[misc]
-        def compute_loss(
-            self,
-            model: torch.nn.Module,
-            inputs: dict[str, Any],
-            return_outputs: bool = False,
-            num_items_in_batch: torch.Tensor | int | None = None,
-        ) -> torch.Tensor:
-            numbers = inputs["rows"].tolist()
-            in_step.extend(numbers)
-            assert num_items_in_batch is not None
-            if alone:
-                with self.accelerator.autocast():
-                    loss = response_loss(inner, inputs, num_items_in_batch)
-            else:
-                # Through the wrapped model, which sums up gradients; it takes their mean, hence the factor.
-                loss = model(inputs, num_items_in_batch) * plan.processes
-            if not torch.isfinite(loss):
-                raise not_finite("loss", self.state.global_step + 1, numbers)
-            if alone:
-                advance(len(numbers))
-            return loss
+    def _trainer(self, report: Any) -> Any:
+        import torch
+        from accelerate.utils import gather_object
+        from transformers import PrinterCallback, Trainer, TrainerCallback
 
-        def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-            return 0
+        run, alone = self, self.processes == 1
 
-    class Guard(TrainerCallback):  # type: ignore[misc]
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            finite = all(
-                bool(torch.isfinite(p.grad).all()) for p in adapted.parameters() if p.grad is not None
-            )
-            if not finite:
-                numbers = in_step if alone else sorted(gather_object(in_step))
-                raise not_finite("gradient", state.global_step + 1, numbers)
-            in_step.clear()
+        class ResponseTrainer(Trainer):  # type: ignore[misc]
+            def training_step(
+                self, model: Any, inputs: Any, num_items_in_batch: torch.Tensor | int | None = None
+            ) -> torch.Tensor:
+                """Forward and backward of every pass of a step; the mean cross-entropy of the step."""
+                model.train()
+                step = self.state.global_step + 1
+                total = torch.zeros((), device=run.inner.device)
+                run.in_step.clear()
+                portion: Portion = inputs["portion"]
+                for numbers in portion.passes:
+                    run.in_step.extend(numbers)
+                    rows = [run.known[number] for number in numbers]
+                    last = numbers is portion.passes[-1]
+                    with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                        if alone:
+                            with self.accelerator.autocast():
+                                sums = run.objective.sums(run.inner, rows)
+                        else:
+                            # Through the wrapped model, which takes the mean of the processes' gradients.
+                            sums = model(rows) * run.processes
+                        if not torch.isfinite(sums).all():
+                            raise run._not_finite("loss", step, numbers)
+                        self.accelerator.backward(sums[0] / portion.tokens)
+                    total = total + sums[1].detach()
+                    if alone:
+                        run.advance(len(numbers))
+                gradients = [p.grad for p in run.adapted.parameters() if p.grad is not None]
+                if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+                    everywhere = run.in_step if alone else gather_object(run.in_step)
+                    raise run._not_finite("gradient", step, sorted(everywhere))
+                mean: torch.Tensor = total / portion.tokens
+                return mean
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not alone and state.is_world_process_zero:
-                advance(plan.rows_done(state.global_step) - plan.rows_done(state.global_step - 1))
+            def floating_point_ops(self, inputs: Any) -> int:
+                return 0
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trainer.accelerator.wait_for_everyone()  # each process writes its own random state
-            if state.is_world_process_zero:
-                seal(checkpoints / f"{PREFIX}{state.global_step}")
-            trainer.accelerator.wait_for_everyone()
+        class Keeper(TrainerCallback):  # type: ignore[misc]
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                step = state.global_step
+                if not alone and state.is_world_process_zero:
+                    run.advance(run.plan.rows_done(step) - run.plan.rows_done(step - 1))
+                if run.stopping and run.stopping.after(step, lambda: run.held_out_loss(trainer), run.adapted):
+                    control.should_training_stop = control.should_save = True
+                control.should_log = True  # the evaluation's own line has put it off
 
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        num_train_epochs=plan.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=plan.warmup_steps,
-        optim="adamw_torch",
-        weight_decay=0.0,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=inner.dtype == torch.bfloat16,
-        use_cpu=on_cpu,
-        seed=seed,
-        train_sampling_strategy="sequential",
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.checkpoint_steps,
-        save_total_limit=2,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        report_to=[],
-        disable_tqdm=True,
-        log_level="error",
-    )
-    # One process has one GPU: with several in sight the Trainer would split each micro-batch over all.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    if not alone:
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                trainer.accelerator.wait_for_everyone()  # each process writes its own random state
+                if state.is_world_process_zero:
+                    checkpoint = run.checkpoints / f"{PREFIX}{state.global_step}"
+                    if run.stopping:
+                        run.stopping.save(checkpoint)
+                    seal(checkpoint)
+                trainer.accelerator.wait_for_everyone()
 
-        def forward(inputs: dict[str, torch.Tensor], tokens: torch.Tensor | int) -> torch.Tensor:
-            with trainer.accelerator.autocast():
-                return response_loss(inner, inputs, tokens)
+        arguments = self._arguments()
+        if not alone:
 
-        adapted.__dict__["forward"] = forward
-    trainer = ResponseTrainer(
-        model=adapted,
-        args=arguments,
-        train_dataset=_shared_out([row.encoded for row in rows], plan),
-        data_collator=lambda batch: collate(batch, pad_id),
-        callbacks=[Guard()],
-    )
-    if not alone:
-        torch.manual_seed(seed + arguments.process_index)  # dropout of its own for each
-    trainer.model_accepts_loss_kwargs = True
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+            def forward(rows: list[TrainingRow]) -> torch.Tensor:
+                with trainer.accelerator.autocast():
+                    return run.objective.sums(run.inner, rows)
 
+            self.adapted.__dict__["forward"] = forward
+        trainer = ResponseTrainer(
+            model=self.adapted,
+            args=arguments,
+            train_dataset=portions(
+                self.rows, self.settings, packed=self.objective.packed, processes=self.processes
+            ),
+            data_collator=lambda batch: {"portion": batch[0]},
+            callbacks=[Keeper(), *([report] if report else [])],
+        )
+        if not alone:
+            torch.manual_seed(self.seed + arguments.process_index)  # dropout of its own for each
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
-def _shared_out(rows: Sequence[Encoded], plan: Plan) -> list[tuple[int, Encoded]]:
-    """Rows with their numbers, and behind them rows without a response, which teach nothing, until each of
-    several processes has as many micro-batches as the others."""
-    numbered = list(enumerate(rows))
-    if plan.processes == 1:
-        return numbered
-    nothing = Encoded(rows[0].prompt_ids[:1] * 2, ())
-    missing = -len(rows) % plan.together
-    return numbered + [(len(rows) + i, nothing) for i in range(missing)]
+    def held_out_loss(self, trainer: Any) -> float:
+        """Mean cross-entropy per response token on the rows held out, in nats; the same in all processes."""
+        import torch
+        from accelerate.utils import broadcast_object_list
+
+        assert self.stopping is not None
+        found = [0.0]
+        if trainer.is_world_process_zero():
+            rows, total, tokens = self.stopping.rows, 0.0, 0
+            self.adapted.eval()
+            plain = Objective(self.objective.packed, self.objective.pad_id)
+            with torch.no_grad(), trainer.accelerator.autocast():
+                for portion in portions(rows, self.settings, packed=self.objective.packed):
+                    for numbers in portion.passes:
+                        total += float(plain.sums(self.inner, [rows[number] for number in numbers])[1])
+                    tokens += portion.tokens
+            self.adapted.train()
+            found = [total / tokens]
+        if self.processes > 1:
+            broadcast_object_list(found)
+        trainer.log({"eval_loss": found[0]})
+        return found[0]
+
+    def _arguments(self) -> Any:
+        import torch
+        from transformers import TrainingArguments
+
+        settings = self.settings
+        arguments = TrainingArguments(
+            output_dir=str(self.checkpoints),
+            per_device_train_batch_size=1,  # one portion, which is one step
+            gradient_accumulation_steps=1,
+            num_train_epochs=self.plan.epochs,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=SCHEDULES[settings.schedule],
+            warmup_steps=self.plan.warmup_steps,
+            optim="adamw_torch",
+            weight_decay=0.0,
+            max_grad_norm=settings.max_grad_norm,
+            bf16=self.inner.dtype == torch.bfloat16,
+            use_cpu=self.inner.device.type == "cpu",
+            seed=self.seed,
+            train_sampling_strategy="sequential",
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            logging_strategy="steps",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=settings.checkpoint_steps,
+            save_total_limit=2,
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,
+            report_to=[],
+            disable_tqdm=True,
+            log_level="error",
+        )
+        # One process has one GPU: with several in sight the Trainer would split each pass over all.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        if self.processes > 1 and self.inner.device.type == "cpu":
+            # accelerate says `cpu:0`, where torch.load restores nothing, so no checkpoint could be resumed.
+            arguments.distributed_state.device = torch.device("cpu")
+            vars(arguments)["_setup_devices"] = torch.device("cpu")
+        return arguments
 
 
 @contextmanager

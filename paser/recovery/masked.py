@@ -14,7 +14,8 @@ from paser.models.sparsity import is_sparse
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 def keep_zeros(config: LoraConfig) -> LoraConfig:
@@ -24,6 +25,29 @@ def keep_zeros(config: LoraConfig) -> LoraConfig:
     mapping: dict[Any, Any] = {Linear: _adapter}
     config._register_custom_module(mapping)
     return config
+
+
+def merged(adapted: PeftModel) -> PreTrainedModel:
+    """The model with its adapter merged, and every zero of a sparse layer's weight a zero again.
+
+    After masked training the last part changes nothing; after plain training it takes away what the update
+    put on zeros. Weights of `adapted` are overwritten.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    zeros = {}
+    for name, module in adapted.get_base_model().named_modules():
+        layer: Any = module.get_base_layer() if isinstance(module, Linear) else None
+        if layer is not None and is_sparse(layer.weight):
+            zeros[name] = layer.weight.detach() == 0
+    anything: Any = adapted
+    model: PreTrainedModel = anything.merge_and_unload()
+    with torch.no_grad():
+        for name, mask in zeros.items():
+            plain: Any = model.get_submodule(name)
+            plain.weight.masked_fill_(mask, 0)
+    return model
 
 
 def _adapter(target: Any, adapter_name: str, **kwargs: Any) -> torch.nn.Module:

@@ -15,14 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import read_json, write_json
 from paser.errors import SettingsError, StageError
 from paser.settings import RecoverSettings
 
 if TYPE_CHECKING:
-    from paser.recovery.lora import TrainingRow
+    from paser.recovery.batches import TrainingRow
 
 WATCH_SECONDS = 0.5
 
@@ -40,8 +40,12 @@ class Together:
     pad_id: int
     checkpoints: Path
     title: str
+    teacher: Path | None = None
+    logs: Path | None = None
 
-    def train(self, rows: Sequence[TrainingRow], settings: RecoverSettings) -> None:
+    def train(
+        self, rows: Sequence[TrainingRow], settings: RecoverSettings, held_out: Sequence[TrainingRow] = ()
+    ) -> None:
         """Trains until the last checkpoint is in `checkpoints`.
 
         Raises SettingsError where batches or GPUs cannot be shared out, and StageError, in the words of the
@@ -63,10 +67,10 @@ class Together:
                     "checkpoints": str(self.checkpoints.resolve()),
                     "title": self.title,
                     "settings": settings.model_dump(mode="json"),
-                    "rows": [
-                        [row.row_id, row.encoded.prompt_ids, row.encoded.response_ids, row.encoded.cut]
-                        for row in rows
-                    ],
+                    "teacher": str(self.teacher.resolve()) if self.teacher else None,
+                    "logs": str(self.logs.resolve()) if self.logs else None,
+                    "rows": [_written(row) for row in rows],
+                    "held_out": [_written(row) for row in held_out],
                 },
             )
             command = [sys.executable, "-m", "paser.recovery.processes", str(os.getpid())]
@@ -91,6 +95,11 @@ class Together:
                     f"runtime.processes is {self.processes}, but torch sees {torch.cuda.device_count()} GPUs",
                     remedy="lower runtime.processes: each process has a GPU of its own",
                 )
+
+
+def _written(row: TrainingRow) -> list[Any]:
+    encoded = row.encoded
+    return [row.row_id, encoded.prompt_ids, encoded.response_ids, encoded.cut, row.weight]
 
 
 def threads_of_each(threads: int, processes: int) -> int:

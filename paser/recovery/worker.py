@@ -24,25 +24,37 @@ def train(job: dict[str, Any]) -> None:
 
     from paser.models.loading import load_causal_lm
     from paser.models.precision import set_threads
-    from paser.recovery.lora import TrainingRow, fine_tune
+    from paser.recovery.batches import TrainingRow
+    from paser.recovery.lora import Extras, fine_tune
 
     set_threads(job["threads"])
     PartialState(cpu=job["device"] == "cpu")
     if job["device"] == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    rows = [
-        TrainingRow(row_id, Encoded(tuple(prompt), tuple(response), cut))
-        for row_id, prompt, response, cut in job["rows"]
-    ]
+
+    def model(name: str) -> Any:
+        return load_causal_lm(Path(job[name]), dtype=getattr(torch, job["dtype"]), device=job["device"])
+
+    def rows(name: str) -> list[TrainingRow]:
+        return [
+            TrainingRow(row_id, Encoded(tuple(prompt), tuple(response), cut), weight)
+            for row_id, prompt, response, cut, weight in job[name]
+        ]
+
     fine_tune(
-        load_causal_lm(Path(job["model"]), dtype=getattr(torch, job["dtype"]), device=job["device"]),
-        rows,
+        model("model"),
+        rows("rows"),
         RecoverSettings.model_validate(job["settings"]),
         seed=job["seed"],
         pad_id=job["pad_id"],
         checkpoints=Path(job["checkpoints"]),
         title=job["title"],
         processes=job["processes"],
+        extras=Extras(
+            model("teacher") if job["teacher"] else None,
+            rows("held_out"),
+            Path(job["logs"]) if job["logs"] else None,
+        ),
     )
 
 

@@ -55,6 +55,8 @@ class Stage:
 _POOL = "data/pool.parquet"
 _HOLDOUT = "data/holdout.parquet"
 _MODELS = "paser/models"
+# What recovery reads when it distils or weighs by damage.
+_OPTIONS = ("data/models/original", "data/scores.parquet")
 # Named one by one: a new question to the audit must not retrain a model.
 _PROOF = ("paser/lineage/merkle.py", "paser/lineage/provenance.py")
 
@@ -141,14 +143,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "recover",
-            inputs=("data/models/pruned", "data/selected.jsonl"),
+            inputs=("data/models/pruned", "data/selected.jsonl", *_OPTIONS),
             outputs=("data/models/recovered",),
             params=("seed", "model", "recover"),
             code=(_MODELS, "paser/recovery", *_PROOF),
         ),
         Stage(
             "control",
-            inputs=("data/models/pruned", "data/control.jsonl"),
+            inputs=("data/models/pruned", "data/control.jsonl", *_OPTIONS),
             outputs=("data/models/control",),
             params=("seed", "model", "recover", "control"),
             code=(_MODELS, "paser/recovery", *_PROOF),
@@ -198,7 +200,11 @@ STAGES: dict[str, Stage] = {
             code=(
                 *_PROOF,
                 "paser/lineage/chain.py",
+                "paser/lineage/documents/cards.py",
+                "paser/lineage/documents/facts.py",
                 "paser/lineage/entry.py",
+                "paser/lineage/hashing.py",
+                "paser/lineage/lock.py",
                 "paser/lineage/sketch.py",
                 "paser/pool/dedup.py",
             ),

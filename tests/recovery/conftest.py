@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from paser.artifacts import write_jsonl
+from paser.artifacts import write_jsonl, write_table
 from paser.models.tokens import SampleEncoder
 from paser.records import Sample
-from paser.recovery.lora import TrainingRow
+from paser.recovery.batches import TrainingRow
 from paser.settings import RecoverSettings
 from tests import tiny
 
@@ -45,11 +45,12 @@ def settings() -> RecoverSettings:
 
 
 @pytest.fixture
-def project(sparse_llama: Path, samples: list[Sample], tmp_path: Path) -> Callable[..., Path]:
-    """Makes a project with the pruned model and both row files; keyword arguments are settings."""
+def project(llama: Path, sparse_llama: Path, samples: list[Sample], tmp_path: Path) -> Callable[..., Path]:
+    """Makes a project with both models, scores and both row files; keyword arguments are settings."""
 
     def make(rows: int = 6, **extra: Any) -> Path:
         shutil.copytree(sparse_llama, tmp_path / "data/models/pruned")
+        shutil.copytree(llama, tmp_path / "data/models/original")
         content = [
             {
                 "row_id": s.row_id, "instruction": s.instruction, "input": s.input, "output": s.output,
@@ -60,6 +61,12 @@ def project(sparse_llama: Path, samples: list[Sample], tmp_path: Path) -> Callab
         ]  # fmt: skip
         write_jsonl(tmp_path / "data/selected.jsonl", content)
         write_jsonl(tmp_path / "data/control.jsonl", content[::-1])
+        scores = [
+            {"row_id": s.row_id, "jsd": 0.05 * (i + 1), "loss_original": 1.0, "loss_pruned": 2.0,
+             "prompt_tokens": 20, "response_tokens": 20, "status": "ok"}
+            for i, s in enumerate(samples)
+        ]  # fmt: skip
+        write_table(tmp_path / "data/scores.parquet", "scores", scores)
         params: dict[str, Any] = {
             "model": {"precision": "float32"},
             "runtime": {"threads": 1},

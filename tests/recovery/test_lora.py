@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from paser.errors import StageError
 from paser.models.tokens import Encoded
-from paser.recovery import lora
+from paser.recovery.batches import TrainingRow
 from paser.recovery.checkpoints import SEAL, newest_complete, seal
-from paser.recovery.lora import IGNORED, Plan, TrainingRow, collate, fine_tune, save_adapter
+from paser.recovery.lora import fine_tune, save_adapter
+from paser.recovery.objective import Objective
 from paser.settings import RecoverSettings
 
 
@@ -35,44 +37,6 @@ def adapter_bytes(adapted: Any, directory: Path) -> bytes:
     return (directory / "adapter_model.safetensors").read_bytes()
 
 
-def test_labels_are_the_response_only_and_padding_is_ignored() -> None:
-    short, long = Encoded((5, 6), (7, 8)), Encoded((9,), (10, 11, 12, 13))
-    batch = collate([(3, short), (4, long)], pad_id=2)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 2], [9, 10, 11, 12, 13]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    assert batch["labels"].tolist() == [
-        [IGNORED, IGNORED, 7, 8, IGNORED],
-        [IGNORED, 10, 11, 12, 13],
-    ]
-    assert batch["rows"].tolist() == [3, 4]
-
-
-def test_the_loss_is_the_mean_over_response_tokens_of_the_whole_sample(
-    llama: Path, training: list[TrainingRow]
-) -> None:
-    import torch
-
-    model, encoded = load(llama), [row.encoded for row in training[:3]]
-    tokens = sum(len(e.response_ids) for e in encoded)
-    with torch.no_grad():
-        found = lora.response_loss(model, collate(list(enumerate(encoded)), 2), tokens)
-        total = 0.0
-        for e in encoded:
-            ids = torch.tensor([e.prompt_ids + e.response_ids])
-            log_p = model(input_ids=ids).logits[0].log_softmax(dim=-1)
-            for position in range(len(e.prompt_ids), e.tokens):
-                total -= float(log_p[position - 1, ids[0, position]])
-    assert float(found) == pytest.approx(total / tokens, abs=1e-5)
-
-
-@pytest.mark.parametrize(("rows", "steps"), [(1, 2), (4, 2), (5, 4), (10, 6)])
-def test_plan_counts_steps(settings: RecoverSettings, rows: int, steps: int) -> None:
-    plan = Plan.of(rows, settings)
-    assert plan.steps == steps
-    assert plan.rows_done(plan.steps) == 2 * rows
-    assert plan.rows_done(plan.steps_per_epoch) == rows
-
-
 def test_training_lowers_the_loss_and_the_facts_say_what_was_done(
     sparse_llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
 ) -> None:
@@ -85,23 +49,26 @@ def test_training_lowers_the_loss_and_the_facts_say_what_was_done(
     assert facts.response_tokens == sum(len(row.encoded.response_ids) for row in training)
 
 
-def test_rows_are_seen_in_the_order_given_in_every_epoch(
+def test_each_step_has_the_next_rows_in_the_order_given(
     sparse_llama: Path,
     training: list[TrainingRow],
     settings: RecoverSettings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[int] = []
-    original = lora.response_loss
+    seen: list[str] = []
+    original = Objective.sums
 
-    def watched(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
-        seen.extend(inputs["rows"].tolist())
-        return original(model, inputs, tokens)
+    def watched(self: Objective, model: Any, rows: Sequence[TrainingRow]) -> Any:
+        seen.extend(row.row_id for row in rows)
+        return original(self, model, rows)
 
-    monkeypatch.setattr(lora, "response_loss", watched)
+    monkeypatch.setattr(Objective, "sums", watched)
     train(sparse_llama, training, settings, tmp_path)
-    assert seen == [*range(10), *range(10)]
+    ids = [row.row_id for row in training]
+    steps = [set(ids[:4]), set(ids[4:8]), set(ids[8:])]
+    assert [set(seen[b:e]) for b, e in ((0, 4), (4, 8), (8, 10))] == steps
+    assert seen[:10] == seen[10:]
 
 
 def test_the_order_of_the_rows_matters(
@@ -128,17 +95,17 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 ) -> None:
     whole, facts = train(sparse_llama, training, settings, tmp_path / "whole")
     expected = adapter_bytes(whole, tmp_path / "expected")
-    seen, original = 0, lora.response_loss
+    seen, original = 0, Objective.sums
 
-    def killing(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
+    def killing(self: Objective, model: Any, rows: Sequence[TrainingRow]) -> Any:
         nonlocal seen
-        seen += len(inputs["rows"])
+        seen += len(rows)
         if seen > rows_before:
             raise Killed
-        return original(model, inputs, tokens)
+        return original(self, model, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "response_loss", killing)
+        patch.setattr(Objective, "sums", killing)
         with pytest.raises(Killed):
             train(sparse_llama, training, settings, tmp_path / "killed")
     # A checkpoint that the kill cut short: newer, but without its seal.
@@ -164,7 +131,7 @@ def test_a_run_killed_after_its_last_step_trains_no_more(
     def never(*_: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(lora, "response_loss", never)
+    monkeypatch.setattr(Objective, "sums", never)
     second, second_facts = train(sparse_llama, training, settings, tmp_path / "run")
     assert adapter_bytes(second, tmp_path / "b") == adapter_bytes(first, tmp_path / "a")
     assert second_facts == facts
@@ -185,24 +152,22 @@ def test_an_altered_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(
-    sparse_llama: Path,
-    training: list[TrainingRow],
-    settings: RecoverSettings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    llama: Path, training: list[TrainingRow], settings: RecoverSettings, tmp_path: Path
 ) -> None:
-    original = lora.response_loss
+    """One token's embedding is broken, so the row that has it, and no other, has no finite loss."""
+    import torch
 
-    def poisoned(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
-        loss = original(model, inputs, tokens)
-        return loss * float("nan") if 6 in inputs["rows"].tolist() else loss
-
-    monkeypatch.setattr(lora, "response_loss", poisoned)
+    others = {t for row in training[:6] for t in row.encoded.prompt_ids + row.encoded.response_ids}
+    token = next(t for t in training[6].encoded.prompt_ids if t not in others)
+    model = load(llama)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # else every row would meet the token
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token, 0] = float("inf")
     with pytest.raises(StageError, match="loss is not finite at optimiser step 2 of 6") as caught:
-        train(sparse_llama, training, settings, tmp_path)
+        fine_tune(model, training, settings, seed=17, pad_id=2, checkpoints=tmp_path)
     assert training[6].row_id in str(caught.value)
-    assert training[7].row_id in str(caught.value)
-    assert training[5].row_id not in str(caught.value)
+    assert not any(row.row_id in str(caught.value) for row in training[:4])
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(

@@ -75,7 +75,8 @@ def test_merging_keeps_every_zero_and_changes_the_rest(sparse_llama: Path, dtype
 
 def test_an_adapter_without_masks_would_fill_the_zeros(sparse_llama: Path) -> None:
     kept = masks(load(sparse_llama))
-    adapted = randomised(add_adapter(load(sparse_llama), SETTINGS, masked=False))
+    plain = SETTINGS.model_copy(update={"zeros": "merged"})
+    adapted = randomised(add_adapter(load(sparse_llama), plain))
     merged = adapted.merge_and_unload()
     assert all(bool(merged.get_submodule(name).weight[~mask].any()) for name, mask in kept.items())
 

@@ -16,8 +16,8 @@ import pytest
 
 from paser.artifacts import file_digests, read_json
 from paser.errors import SettingsError, StageError
-from paser.models.tokens import Encoded
-from paser.recovery.lora import Plan, TrainingRow, fine_tune, save_adapter
+from paser.recovery.batches import TrainingRow, portions
+from paser.recovery.lora import fine_tune, save_adapter
 from paser.recovery.processes import Together, threads_of_each
 from paser.settings import RecoverSettings
 from paser.stages.run import run_stage
@@ -48,18 +48,20 @@ def trained(
     return {name: p.detach() for name, p in adapted.named_parameters() if p.requires_grad}, facts
 
 
-@pytest.mark.parametrize(
-    ("rows", "processes", "accumulation"), [(10, 2, 1), (9, 2, 1), (1, 2, 1), (10, 1, 2)]
-)
+@pytest.mark.parametrize(("count", "processes"), [(10, 2), (9, 2), (9, 4), (1, 2)])
 def test_a_step_has_the_same_rows_in_any_number_of_processes(
-    settings: RecoverSettings, rows: int, processes: int, accumulation: int
+    training: list[TrainingRow], settings: RecoverSettings, count: int, processes: int
 ) -> None:
-    one, plan = Plan.of(rows, settings), Plan.of(rows, settings, processes)
-    assert plan.accumulation == accumulation
-    assert plan.steps == one.steps
-    assert [plan.rows_done(step) for step in range(plan.steps + 1)] == [
-        one.rows_done(step) for step in range(one.steps + 1)
-    ]
+    rows = training[:count]
+    one = portions(rows, settings, packed=True)
+    many = portions(rows, settings, packed=True, processes=processes)
+    assert len(many) == processes * len(one)
+    for step, portion in enumerate(one):
+        shares = many[step * processes : (step + 1) * processes]
+        assert {share.tokens for share in shares} == {portion.tokens}
+        found = [i for share in shares for part in share.passes for i in part]
+        assert sorted(i for i in found if i < count) == sorted(i for part in portion.passes for i in part)
+        assert all(share.passes for share in shares)
 
 
 def test_threads_are_shared_out_where_none_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +196,18 @@ def test_a_killed_stage_ends_its_processes_and_goes_on_to_the_same_bytes(
     assert file_digests(root / "data/models/recovered") == resumed
 
 
-def test_rows_that_fill_up_are_empty_and_behind_the_others(settings: RecoverSettings) -> None:
-    from paser.recovery.lora import _shared_out
-
-    rows = [Encoded((i, 7), (8, 9)) for i in range(9)]
-    assert _shared_out(rows, Plan.of(9, settings)) == list(enumerate(rows))
-    filled = _shared_out(rows, Plan.of(9, settings, 2))
-    assert filled[:9] == list(enumerate(rows))
-    assert [number for number, _ in filled[9:]] == [9, 10, 11]
-    assert all(encoded.response_ids == () for _, encoded in filled[9:])
+@pytest.mark.slow
+def test_every_option_works_in_two_processes(project: Make) -> None:
+    options = {
+        "batch_size": 4, "micro_batch_size": 2, "checkpoint_steps": 1, "epochs": 4, "learning_rate": 0.02,
+        "distill": {"weight": 0.5}, "weighting": "damage",
+        "early_stopping": {"share": 0.3, "patience": 2, "steps": 1},
+    }  # fmt: skip
+    root = project(recover=options, runtime=TWO)
+    facts = run_stage("recover", root)["facts"]
+    assert facts["processes"] == 2
+    assert facts["early_stopping"]["held_out_rows"] == 2
+    assert facts["early_stopping"]["best_step"] >= 1
+    first = file_digests(root / "data/models/recovered")
+    run_stage("recover", root)
+    assert file_digests(root / "data/models/recovered") == first

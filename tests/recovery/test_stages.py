@@ -11,7 +11,7 @@ import pytest
 
 from paser.artifacts import file_digests, read_jsonl, sha256_path, write_jsonl
 from paser.errors import StageError
-from paser.recovery import lora
+from paser.recovery.objective import Objective
 from paser.stages.run import run_stage
 
 Make = Callable[..., Path]
@@ -80,17 +80,17 @@ def test_a_stage_killed_in_training_goes_on_where_it_was(
     root = project()
     run_stage("recover", root)
     expected = file_digests(root / "data/models/recovered")
-    calls, original = 0, lora.response_loss
+    calls, original = 0, Objective.sums
 
-    def killing(model: Any, inputs: dict[str, Any], tokens: Any) -> Any:
+    def killing(self: Objective, model: Any, rows: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 5:
+        if calls == 3:
             raise KeyboardInterrupt
-        return original(model, inputs, tokens)
+        return original(self, model, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "response_loss", killing)
+        patch.setattr(Objective, "sums", killing)
         with pytest.raises(KeyboardInterrupt):
             run_stage("recover", root)
     assert not list((root / "data/models").glob("*.partial-*"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paser.lineage.chain import flat
+from paser.lineage.chain import artefacts, flat
 from paser.lineage.documents.facts import LIMITS, ORIGINAL, PRUNED, RECOVERED, SELECTED, Facts, results
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -20,6 +20,7 @@ def model_card(facts: Facts) -> str:
         pipeline_tag="text-generation",
         tags=["paser", "pruned", f"sparsity-{prune['sparsity']}", prune["scheme"]],
     )
+    recovery = facts.facts["recover"]
     settings = [
         [stage, ", ".join(f"{k}={v}" for k, v in flat(params).items())]
         for stage, params in facts.settings.items()
@@ -34,7 +35,8 @@ def model_card(facts: Facts) -> str:
         f"# {facts.name}",
         f"A language model pruned with `{prune['scheme']}` to {prune['sparsity']:.0%} zeros "
         f"({prune['pattern']}) and recovered on {facts.rows:,} rows ({facts.tokens:,} tokens) that PASER "
-        f"selected with a budget of {select['budget']}.",
+        f"selected with a budget of {select['budget']}." + _recovery(recovery),
+        f"Base: {_base(facts)}. As saved, {_sparsity(recovery)}.",
         "## Provenance",
         _table(
             ["what", "SHA-256"],
@@ -97,6 +99,32 @@ def dataset_card(facts: Facts) -> str:
 
 def _card(data: Any, parts: list[str]) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _base(facts: Facts) -> str:
+    """The source of the original model, by its name in `sources.yaml`, and the digest of what was pruned."""
+    read = artefacts(facts.records["fetch"], "outputs") if "fetch" in facts.records else []
+    files = next((a.files or {} for a in read if a.path == "data/sources/original"), {})
+    names = sorted({name.split("/")[0] for name in files if "/" in name})
+    return "".join(f"`{name}`, " for name in names) + f"SHA-256 `{facts.digests[ORIGINAL]}` as converted"
+
+
+def _recovery(recovery: dict[str, Any]) -> str:
+    """What early stopping did, where it was on."""
+    stopping = recovery.get("early_stopping")
+    if not stopping:
+        return ""
+    return (
+        f" {stopping['held_out_rows']} more selected rows were held out of training to stop it; the weights "
+        f"are those of step {stopping['best_step']}."
+    )
+
+
+def _sparsity(recovery: dict[str, Any]) -> str:
+    sparsity = recovery.get("sparsity", {})
+    if "overall" not in sparsity:
+        return "its zeros were not counted"
+    return f"{sparsity['overall']:.1%} of the weights of its linear layers are zero"
 
 
 def _benchmarks(facts: Facts) -> str:

@@ -82,7 +82,7 @@ def read_facts(root: Path) -> Facts:
         metrics=read_json(root / "metrics.json"),
         records=records,
         facts={
-            "selected": [{key: row[key] for key in ("source", "license")} for row in entry.selected()],
+            "selected": [{key: row[key] for key in ("source", "license")} for row in entry.trained()],
             "recover": recovery["facts"],
         },
         version=recovery["versions"]["paser"],
