@@ -1,7 +1,8 @@
-"""Tasks through lm-eval, the harness of the field: its prompts, its requests, its metrics and standard errors.
+"""Tasks through lm-eval, the harness of the field: its prompts, its requests, its metrics and standard
+errors.
 
-Local items become configurations of lm-eval's own task class, so that what differs from the stock tasks is the
-source of the items alone. Programs that a model wrote are scored in `sandbox`, and only when asked for.
+Local items become configurations of lm-eval's own task class, so that what differs from the stock tasks is
+the source of the items alone. Programs that a model wrote are scored in `sandbox`, and only when asked for.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ PRIMARY = ("acc_norm", "acc", "exact_match (flexible-extract)", "exact_match", "
 
 @dataclass(frozen=True)
 class Task:
-    """A task ready to be asked. `key` decides its items and prompts; `of` is the number of its items before any
-    limit, None where lm-eval alone knows."""
+    """A task ready to be asked. `key` decides its items and prompts; `of` is the number of its items before
+    any limit, None where lm-eval alone knows."""
 
     name: str
     origin: str
@@ -44,7 +45,8 @@ class Task:
 @dataclass(frozen=True)
 class TaskResult:
     """One model on one task. `metrics`: value and standard error by name, higher is better, 0 .. 1.
-    `values`: per item and metric. `choices`: log-likelihood of each choice of each item, where it has choices."""
+    `values`: per item and metric. `choices`: log-likelihood of each choice of each item, where it has
+    choices."""
 
     task: str
     origin: str
@@ -74,7 +76,9 @@ def local_task(name: str, origin: str, items: Items) -> Task:
         name,
         origin,
         {"task": name, "custom_dataset": _dataset(documents), "test_split": "test", **config},
-        fingerprint({"kind": items.kind, "documents": documents, "examples": list(map(dict, items.examples))}),
+        fingerprint(
+            {"kind": items.kind, "documents": documents, "examples": list(map(dict, items.examples))}
+        ),
         items.kind in CODE,
         len(documents),
         items.notes,
@@ -152,7 +156,8 @@ def _number_config(items: Items) -> dict[str, Any]:
         "doc_to_target": "target",
         "metric_list": [{**_mean("exact_match")[0], "ignore_case": True, "ignore_punctuation": False,
                          "regexes_to_ignore": ignored}],
-        "generation_kwargs": {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "temperature": 0.0},
+        "generation_kwargs": {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False,
+                              "temperature": 0.0},
         "filter_list": [
             {"name": name, "filter": [{"function": "regex", **how}, {"function": "take_first"}]}
             for name, how in extract.items()
@@ -187,7 +192,8 @@ _MBPP_PROMPT = (
 
 
 def _program_config(items: Items) -> dict[str, Any]:
-    """MBPP: a program between [BEGIN] and [DONE] after three worked examples, tested by the item's asserts."""
+    """MBPP: a program between [BEGIN] and [DONE] after three worked examples, tested by the item's
+    asserts."""
     shown = "".join(f"{_MBPP_PROMPT.format_map(item)}{item['code']}\n[DONE]\n\n" for item in items.examples)
 
     def score(document: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -247,8 +253,8 @@ def run_task(
 ) -> list[TaskResult]:
     """The model's results on the task, as lm-eval computes them; several for a group of tasks.
 
-    `limit`: only the first so many items. Nothing is sampled: generation is greedy, and lm-eval's own seeds hold.
-    Without a chat template, as the field reports these tasks.
+    `limit`: only the first so many items. Nothing is sampled: generation is greedy, and lm-eval's own seeds
+    hold. Without a chat template, as the field reports these tasks.
     """
     require_harness()
     import lm_eval

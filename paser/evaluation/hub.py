@@ -1,7 +1,7 @@
 """Tasks of lm-eval by name: their items come from the Hugging Face Hub, as the harness itself takes them.
 
-HumanEval and MBPP are the exception: lm-eval's own files run what the model wrote without a sandbox, so only their
-data are taken and the rest is done in `harness`.
+HumanEval and MBPP are the exception: lm-eval's own files run what the model wrote without a sandbox, so
+only their data are taken and the rest is done in `harness`.
 """
 
 from __future__ import annotations

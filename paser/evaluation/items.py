@@ -1,7 +1,7 @@
 """The items of a task from local files, one small reader for each format, as the documents that lm-eval asks.
 
-Prompts follow lm-eval's own task of the same kind as closely as the file allows; `notes` say where it does not,
-because a number from another prompt is another number.
+Prompts follow lm-eval's own task of the same kind as closely as the file allows; `notes` say where it does
+not, because a number from another prompt is another number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Items:
     """A task's documents, in file order. All have `item` (its place) and `probes` (its prompt in each form in
     which a training row may have it), and by `kind`:
 
-    choices: `query`, `choices`, `gold` (index). cloze: `contexts`, `ending`, `gold`. number: `query`, `target`.
-    function (HumanEval): `prompt`, `test`, `entry_point`. program (MBPP): `text`, `code`, `tests`; `examples`
-    are then shown before each.
+    choices: `query`, `choices`, `gold` (index). cloze: `contexts`, `ending`, `gold`. number: `query`,
+    `target`. function (HumanEval): `prompt`, `test`, `entry_point`. program (MBPP): `text`, `code`,
+    `tests`; `examples` are then shown before each.
     """
 
     kind: str
@@ -53,7 +53,9 @@ def read_items(folder: Path, source: Source) -> Items:
         raise SourceError(f"task {source.name}: no items", remedy="name JSON or JSON Lines files")
     for document in documents:
         if not isinstance(document.value, dict):
-            raise SourceError(f"{document.where}: {shown(document.value)} is no object", remedy="mend the row")
+            raise SourceError(
+                f"{document.where}: {shown(document.value)} is no object", remedy="mend the row"
+            )
     return READERS[source.format or ""](documents)
 
 
@@ -71,7 +73,9 @@ def _value(document: Document, *keys: str) -> Any:
 def _text(document: Document, *keys: str) -> str:
     value = _value(document, *keys)
     if not isinstance(value, str):
-        raise SourceError(f"{document.where}: {keys[0]!r} is {shown(value)}, not a text", remedy="mend the row")
+        raise SourceError(
+            f"{document.where}: {keys[0]!r} is {shown(value)}, not a text", remedy="mend the row"
+        )
     return value
 
 
@@ -97,11 +101,18 @@ def _gold(document: Document, choices: Sequence[str], *keys: str) -> int:
 
 
 def _choice(document: Document, query: str, choices: list[str], gold: int, *probes: str) -> dict[str, Any]:
-    return {"item": document.row, "query": query, "choices": choices, "gold": gold, "probes": [*probes, query]}
+    return {
+        "item": document.row,
+        "query": query,
+        "choices": choices,
+        "gold": gold,
+        "probes": [*probes, query],
+    }
 
 
 def _choices(documents: Sequence[Document]) -> Items:
-    """`question`, `choices`, and the index of the right one (`gold`, `expected_index`, `label` or `answer`)."""
+    """`question`, `choices`, and the index of the right one (`gold`, `expected_index`, `label` or
+    `answer`)."""
     found = []
     for document in documents:
         question, choices = _text(document, "question", "query"), _texts(document, "choices", "endings")
@@ -137,7 +148,8 @@ _CHOOSE = re.compile(r"(?:^|\s)(?:Answer|Solution|Option|Ending)(\d): ")
 
 
 def _adapters(documents: Sequence[Document]) -> Items:
-    """LLM-Adapters' commonsense files: questions inside an instruction, with `answer` as `answer3`, `true`, ..."""
+    """LLM-Adapters' commonsense files: questions inside an instruction, with `answer` as `answer3`, `true`,
+    ..."""
     made = [_adapter(document) for document in documents]
     kinds = {kind for kind, _, _ in made}
     if len(kinds) > 1:
@@ -207,7 +219,8 @@ def _mbpp(documents: Sequence[Document]) -> Items:
     for number, document in enumerate(documents, 1):
         tests = _texts(document, "test_list")
         text = _text(document, "text", "prompt")
-        item = {"item": document.row, "text": text, "code": _text(document, "code"), "tests": "\n".join(tests),
+        item = {"item": document.row, "text": text, "code": _text(document, "code"),
+                "tests": "\n".join(tests),
                 "probes": [text, f"{text}\n{tests[0]}"]}  # fmt: skip
         task = int(document.value.get("task_id", number))
         if task in _MBPP_EXAMPLES:

@@ -112,8 +112,8 @@ def perplexity(
     at the end and fills no window is not counted; `windows` limits the measurement to the first ones.
     A tokenizer that begins texts with a special token does so once, at the beginning of the whole.
 
-    `rolling` is lm-eval's `loglikelihood_rolling` instead: a bos (else eos) token before the text, every token
-    counted once, from at most `context` tokens before it; the last window reaches back to be full.
+    `rolling` is lm-eval's `loglikelihood_rolling` instead: a bos (else eos) token before the text, every
+    token counted once, from at most `context` tokens before it; the last window reaches back to be full.
 
     Log-likelihoods are float32, their sum is float64. Raises `ModelError` when the text is shorter than
     one window, or a logit is not finite.
@@ -215,8 +215,8 @@ def _protocol(
     if step is None:
         return (
             f"lm-eval's rolling log-likelihood: whole text tokenised once by the model's own tokenizer, one "
-            f"{'bos' if bos else 'eos'} before it; first {windows:,} windows of {context:,} tokens, every token "
-            f"scored once; {counted:,} tokens scored in float32"
+            f"{'bos' if bos else 'eos'} before it; first {windows:,} windows of {context:,} tokens, every "
+            f"token scored once; {counted:,} tokens scored in float32"
         )
     return (
         f"whole text tokenised once by the model's own tokenizer ({len(tokens):,} tokens, "

@@ -47,8 +47,8 @@ class Outcome:
 def run_program(source: str, limits: Limits | None = None) -> Outcome:
     """Runs a Python program in the sandbox, from its first line to its last.
 
-    A program that leaves early, by `sys.exit` or `os._exit`, has not passed. Raises `PaserError` where there is
-    no sandbox.
+    A program that leaves early, by `sys.exit` or `os._exit`, has not passed. Raises `PaserError` where
+    there is no sandbox.
     """
     limits = limits or Limits()
     require_sandbox()

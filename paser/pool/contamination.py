@@ -16,6 +16,7 @@ from paser.pool.dedup import words
 COMMON = 10
 # Words of an n-gram by which rows that surely share none are passed over.
 _ANCHOR = 5
+_HOW = {"exact": "equal to", "near": "nearly equal to", "ngram": "shares words with"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A row and the first item found in it; `kind` is `exact` (the prompts are equal) or `ngram`."""
+    """A row and the first item found in it.
+
+    `kind`: `exact` (the prompts are equal), `near` (nearly equal) or `ngram` (words in a row are shared).
+    """
 
     of: str
     item: str
@@ -37,17 +41,16 @@ class Overlap:
     text: str
 
     def __str__(self) -> str:
-        how = "its prompt is equal to" if self.kind == "exact" else "it shares words with"
-        return f"{how} evaluation prompt {self.of}, {self.item}: {self.text!r}"
+        return f"{_HOW[self.kind]} evaluation prompt {self.item} of {self.of}: {self.text!r}"
 
 
 def overlaps(rows: Iterable[tuple[str, str]], probes: Sequence[Probe], n: int) -> dict[int, Overlap]:
     """Positions of the rows (prompt, response) that overlap a probe, with the first overlap of each.
 
-    Texts are compared as words, case-folded and without the punctuation around them. A row overlaps when its
-    prompt is equal to a probe's text, or prompt and response hold `n` words in a row (n >= 5) of a probe's text,
-    unless more than `COMMON` rows hold these words. A probe of fewer than `n` words overlaps by an equal prompt
-    alone.
+    Texts are compared as words, case-folded and without the punctuation around them. A row overlaps when
+    its prompt is equal to a probe's text, or prompt and response hold `n` words in a row (n >= 5) of a
+    probe's text, unless more than `COMMON` rows hold these words. A probe of fewer than `n` words overlaps
+    by an equal prompt alone.
     """
     exact: dict[str, Probe] = {}
     grams: dict[str, Probe] = {}
@@ -68,8 +71,8 @@ def overlaps(rows: Iterable[tuple[str, str]], probes: Sequence[Probe], n: int) -
     for position, (prompt, response) in enumerate(rows):
         asked = words(prompt)
         whole = " ".join(asked)
-        if probe := exact.get(whole):
-            found[position] = Overlap(probe.of, probe.item, "exact", whole[:120])
+        if same := exact.get(whole):
+            found[position] = Overlap(same.of, same.item, "exact", whole[:120])
         parts = [*asked, *words(response)]
         # Each run of n words holds a 5-gram that starts at a multiple of n - 4.
         starts = range(0, len(parts) - _ANCHOR + 1, n - _ANCHOR + 1)
@@ -80,9 +83,10 @@ def overlaps(rows: Iterable[tuple[str, str]], probes: Sequence[Probe], n: int) -
                 counts.update(here)
     for position, here in shared.items():
         if position not in found:
-            gram = next((gram for gram in here if counts[gram] <= COMMON), None)
-            if gram is not None:
-                found[position] = Overlap(grams[gram].of, grams[gram].item, "ngram", gram)
+            telling = [gram for gram in here if counts[gram] <= COMMON]
+            if telling:
+                probe = grams[telling[0]]
+                found[position] = Overlap(probe.of, probe.item, "ngram", telling[0])
     return dict(sorted(found.items()))
 
 

@@ -21,6 +21,9 @@ from paser.sources.uri import FileUri, parse_uri
 MODEL_ROLES = ("original", "encoder")
 EXTERNAL_ROLE = "pruned"  # of `prune.external`, which stands in params.yaml and not in the source list
 TASK_ROLE = "task"  # items of a task, or a text for perplexity; fetched only when `evaluate` names them
+HUB = (
+    ".hub"  # the folder with the prompts of tasks that lm-eval takes from the Hub; no source has such a name
+)
 ROLES = (*MODEL_ROLES, "pool", "calibration", "evaluation", TASK_ROLE)
 REQUIRED_ROLES = ("original", "encoder", "pool", "calibration")
 FORMATS = (

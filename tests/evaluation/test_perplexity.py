@@ -135,7 +135,9 @@ def test_rolling_is_lm_evals_own_number(loaded: tuple[Any, Any], context: int) -
     assert ours.tokens == len(tokenizer(TEXT)["input_ids"])
     assert ours.loss * ours.tokens == pytest.approx(-theirs, rel=1e-5)
     assert "one eos before it" in ours.protocol
-    assert sum(a * b for a, b in zip(ours.window_losses, ours.window_tokens, strict=True)) == pytest.approx(-theirs)
+    assert sum(a * b for a, b in zip(ours.window_losses, ours.window_tokens, strict=True)) == pytest.approx(
+        -theirs
+    )
 
 
 def test_a_rolling_measurement_has_no_stride(loaded: tuple[Any, Any]) -> None:

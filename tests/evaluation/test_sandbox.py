@@ -40,10 +40,13 @@ def test_leaving_early_is_not_passing(leave: str) -> None:
     assert not run_program(f"{leave}\nassert False").passed
 
 
-@pytest.mark.parametrize("loop", ["while True: pass", "import time\ntime.sleep(60)", (
-    "import signal\nfor s in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):\n    signal.signal(s, signal.SIG_IGN)\n"
-    "while True: pass"
-)])  # fmt: skip
+IGNORE = """import signal
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
+    signal.signal(number, signal.SIG_IGN)
+while True: pass"""
+
+
+@pytest.mark.parametrize("loop", ["while True: pass", "import time\ntime.sleep(60)", IGNORE])
 def test_an_endless_program_is_stopped(loop: str) -> None:
     before = time.monotonic()
     assert not run_program(loop, Limits(seconds=2)).passed

@@ -18,7 +18,7 @@ def test_a_row_with_the_same_thirteen_words_overlaps_wherever_they_stand() -> No
     found = overlaps([("Say hello.", "Hello."), (inside, "Nine."), ("Quote a riddle.", f"“{LONG.upper()}”")],
                      [PROBE], 13)  # fmt: skip
     assert {position: overlap.kind for position, overlap in found.items()} == {1: "ngram", 2: "ngram"}
-    assert "task riddles, row 3" in str(found[1])
+    assert "row 3 of task riddles" in str(found[1])
     assert by_set(found) == {"task riddles": 2}
 
 
@@ -42,7 +42,9 @@ def test_each_form_of_a_prompt_counts() -> None:
 
 
 def test_the_words_of_a_template_do_not_count() -> None:
-    template = "Please choose the correct answer to the following question and reply with one letter alone now:"
+    template = (
+        "Please choose the correct answer to the following question and reply with one letter alone now:"
+    )
     probes = [Probe("task", str(i), (f"{template} number {i}",)) for i in range(3)]
     few = [(f"{template} thing {i}", "") for i in range(COMMON)]
     assert len(overlaps(few, probes, 13)) == COMMON
