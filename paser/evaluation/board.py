@@ -33,6 +33,8 @@ def board(metrics: Mapping[str, Any]) -> list[Row]:
     ):
         for entry in entries:
             for metric, key in ((LOSS, "gap_closed"), (JSD, "fidelity_gap")):
+                if not entry[metric.lower()]:
+                    continue
                 averaged = key == "fidelity_gap" or entry.get("averaged", True)
                 rows.append(
                     {
@@ -80,8 +82,8 @@ def board_csv(rows: Sequence[Row], models: Sequence[str]) -> str:
     import csv
     import io
 
-    head = ["section", "name", "metric", "better", "units", "limit", "no_gap"]
-    columns = [*head]
+    head = ["section", "name", "metric", "better", "units", "limit", "no_gap"]  # after `row`, which is unique
+    columns = ["row", *head]
     for m in models:
         columns += [m, f"{m} stderr"]
     for m in compared_models(models):
@@ -90,7 +92,7 @@ def board_csv(rows: Sequence[Row], models: Sequence[str]) -> str:
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        line: Row = {key: row[key] or "" for key in head}
+        line: Row = {"row": f"{row['name']}, {row['metric']}", **{key: row[key] or "" for key in head}}
         for m, found in row["values"].items():
             line[m] = _digits(found["value"])
             line[f"{m} stderr"] = _digits(found.get("stderr"))

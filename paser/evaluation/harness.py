@@ -146,7 +146,7 @@ def _cloze_config(items: Items) -> dict[str, Any]:
 def _number_config(items: Items) -> dict[str, Any]:
     """GSM8K: the number after `####` (strict) or the last one (flexible)."""
     ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
-    extract = {
+    extract: dict[str, dict[str, Any]] = {
         "strict-match": {"regex_pattern": r"#### (\-?[0-9\.\,]+)"},
         "flexible-extract": {"group_select": -1, "regex_pattern": r"(-?[$0-9.,]{2,})|(-?[0-9]+)"},
     }
@@ -282,6 +282,8 @@ def _result(task: Task, name: str, results: Mapping[str, Any], computed: str) ->
     values: dict[str, list[float]] = {}
     for key, entries in by_filter.items():
         for metric in entries[0]["metrics"]:
+            if not isinstance(entries[0][metric], int | float):
+                continue  # a perplexity or F1 is no mean over items, so it has no value of an item
             shown = metric if len(filters) == 1 else f"{metric} ({key})"
             found = results["results"][name]
             error = found.get(f"{metric}_stderr,{key}")
@@ -289,6 +291,11 @@ def _result(task: Task, name: str, results: Mapping[str, Any], computed: str) ->
             if isinstance(error, float) and math.isfinite(error):
                 metrics[shown]["stderr"] = float(error)
             values[shown] = [float(entry[metric]) for entry in entries]
+    if not metrics:
+        raise SettingsError(
+            f"task {name}: none of its metrics is a mean over items",
+            remedy="perplexities are measured on texts (evaluate.perplexity, --text)",
+        )
     first = by_filter[filters[0]]
     choices = None
     if results["configs"][name].get("output_type") == "multiple_choice":

@@ -116,7 +116,7 @@ def test_tasks_and_texts_are_measured_and_only_those_asked_for(project: Path) ->
     board = read_json(project / "data/scoreboard.json")
     assert {row["section"] for row in board} == {"capability", "cluster", "task", "text"}
     head = (project / "data/scoreboard.csv").read_text(encoding="utf-8").splitlines()[0]
-    assert head.startswith("section,name,metric,better,units,limit,no_gap,original")
+    assert head.startswith("row,section,name,metric,better,units,limit,no_gap,original")
     assert metrics["contamination"]["overlapping"] >= 1
 
 
