@@ -29,9 +29,11 @@ def result_tables(metrics: Mapping[str, Any]) -> RenderableType:
     lines = [row for row in board(metrics) if row["section"] != "cluster"]
     parts: list[RenderableType] = [board_table(lines, models)] if lines else []
     gaps = "original" in models and "pruned" in models and bool(compared_models(models))
+    notes = _notes(metrics)
     if gaps:
         parts.append(_gaps(metrics))
-    return Group(*parts, Text("\n".join([*_gap_notes(metrics)] * gaps + _notes(metrics))))
+        notes = [*_gap_notes(metrics), *notes]
+    return Group(*parts, Text("\n".join(notes)))
 
 
 def _gaps(metrics: Mapping[str, Any]) -> RenderableType:

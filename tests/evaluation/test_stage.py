@@ -123,12 +123,12 @@ def test_tasks_and_texts_are_measured_and_only_those_asked_for(project: Path) ->
 def test_dvc_shows_the_numbers_and_draws_them(project: Path) -> None:
     run_stage("evaluate", project)
     shown = projects.run(project, "dvc", "metrics", "show", "--json", "data/summary.json").stdout
-    summary = json.loads(shown)[""]["data/summary.json"]["data"]
+    summary = json.loads(shown)[""]["data"]["data/summary.json"]["data"]
     assert set(summary["capability"]["evaluation: exam"]["loss"]) == {"original", "pruned", "recovered"}
     table = projects.run(project, "dvc", "metrics", "show", "data/summary.json").stdout
     assert "task.quiz.acc.recovered" in table
-    drawn = projects.run(project, "dvc", "plots", "show", "--json", "data/scoreboard.csv").stdout
-    assert "scoreboard.csv" in drawn
+    drawn = projects.run(project, "dvc", "plots", "show", "gaps", "--json").stdout
+    assert "recovered gap closed" in drawn
 
 
 def test_evaluation_on_a_benchmark_that_was_trained_on_is_refused(project: Path) -> None:

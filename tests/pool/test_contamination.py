@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paser.pool.contamination import COMMON, Probe, by_set, overlaps
@@ -57,6 +57,7 @@ def test_without_probes_nothing_overlaps() -> None:
     assert overlaps([("", "")], [Probe("task", "1", ("", "  "))], 13) == {}
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(5, 16))
 def test_the_shortcut_misses_no_run_of_words(seed: int, n: int) -> None:
     rng = random.Random(seed)

@@ -56,11 +56,13 @@ def test_a_token_budget_is_spent_within_one_sample() -> None:
 
 
 def test_unusable_rows_are_rejected_with_their_reason() -> None:
-    broken = replace(changed(pool(12), {0: "nonfinite", 1: "no_response"}), contaminated={2: "'Who?'"})
+    broken = replace(
+        changed(pool(12), {0: "nonfinite", 1: "no_response"}), contaminated={2: "shares words with 'Who?'"}
+    )
     selection, control, report = choose(broken, SelectSettings(budget="100%"), 1, NAMES)
     assert selection.reasons[:3].tolist() == ["nonfinite", "no_response", "contaminated"]
     assert selection.detail(0) == "score status nonfinite"
-    assert selection.detail(2) == "equal or near to evaluation prompt 'Who?'"
+    assert selection.detail(2) == "shares words with 'Who?'"
     assert selection.positions.tolist() == control.positions.tolist() == list(range(3, 12))
     assert report["unspent"] == 3
     assert report["cause"] == "every usable row was taken"
