@@ -6,6 +6,7 @@ only their data are taken and the rest is done in `harness`.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -38,15 +39,21 @@ def require_known(name: str) -> None:
     require_harness()
     if name in CODE_DATASETS:
         return
-    from lm_eval.tasks import TaskManager
-
-    names = TaskManager().all_tasks
+    names = _index().all_tasks
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3)
         raise SettingsError(
             f"{name!r} is neither a source with `role: task` nor a task of lm-eval",
             remedy=f"did you mean {' or '.join(map(repr, close))}?" if close else "see `lm-eval ls tasks`",
         )
+
+
+@functools.cache
+def _index() -> Any:
+    """lm-eval's thousands of task files, read once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def hub_rows(name: str, split: str | None = None) -> list[dict[str, Any]]:
@@ -79,10 +86,8 @@ def hub_prompts(name: str) -> Iterator[dict[str, Any]]:
 
 def load_tasks(name: str) -> dict[str, Any]:
     """lm-eval's task objects by name, with their data; several for a group."""
-    from lm_eval.tasks import TaskManager
-
     try:
-        return dict(TaskManager().load([name])["tasks"])
+        return dict(_index().load([name])["tasks"])
     except Exception as error:
         raise _unreachable(name, error) from error
 
