@@ -33,7 +33,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path
         }
         for k, animal in enumerate(("otter", "heron", "badger", "lynx", "mole"))
     ]
-    quiz.append({"question": lines[50]["instruction"], "choices": ["a", "b"], "gold": 0})
+    for line in lines[41:52]:  # which of them are held out, the seed decides
+        shown = f"{line['instruction']}\n\n{line['input']}" if line["input"] else line["instruction"]
+        quiz.append({"question": shown, "choices": ["a", "b"], "gold": 0})
     tiny.write_jsonl(raw / "quiz.jsonl", quiz)
     (raw / "prose.txt").write_text("The otter lives near the river. " * 90, encoding="utf-8")
     (raw / "unused.txt").write_text("Nobody asks for this.", encoding="utf-8")
@@ -107,10 +109,10 @@ def test_tasks_and_texts_are_measured_and_only_those_asked_for(project: Path) ->
     assert text["perplexity"]["pruned"] > 1
     assert "windows of 64 tokens" in text["protocol"]
     acc, norm = metrics["tasks"]["metrics"]
-    assert (acc["metric"], norm["metric"], acc["units"]) == ("acc", "acc_norm", 6)
+    assert (acc["metric"], norm["metric"], acc["units"]) == ("acc", "acc_norm", 16)
     rows = read_rows(project / "data/tasks.parquet", "tasks")
     mine = [row["value"] for row in rows if (row["model"], row["metric"]) == ("recovered", "acc")]
-    assert sum(mine) / 6 == pytest.approx(acc["value"]["recovered"]["value"])
+    assert sum(mine) / 16 == pytest.approx(acc["value"]["recovered"]["value"])
     assert {entry["name"].split()[0] for entry in metrics["clusters"]} == {"cluster"}
     assert all(entry["title"] for entry in metrics["clusters"])
     board = read_json(project / "data/scoreboard.json")
