@@ -51,7 +51,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PASER needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,flows,audit]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,flows,audit,tasks]'
 	@touch $@
 
 # Benchmarks, about an hour and a half; NAME=scoring runs one. Needs PASER_BENCH_DATA.

@@ -20,8 +20,8 @@ from paser.errors import PaserError
 from paser.progress import duration, say
 
 NAMES = (
-    "scoring", "ray", "clustering", "scale", "concepts", "selection", "pruning", "damage", "recovery", "flows",
-    "audit",
+    "scoring", "ray", "clustering", "scale", "concepts", "selection", "pruning", "damage", "recovery",
+    "flows", "audit",
 )  # fmt: skip
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/benchmarks.md"

@@ -113,6 +113,86 @@ def damage(
     print(", ".join(str(out / name) for name in FILES))
 
 
+@app.command()
+def evaluate(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model, or NAME=MODEL; one name several times: runs with other seeds."),
+    ] = None,
+    original: Annotated[str | None, typer.Option(help="The dense model: divergences need it.")] = None,
+    pruned: Annotated[
+        str | None, typer.Option(help="The pruned model: gaps need it and the dense one.")
+    ] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(help="Comma-separated: names in data/sources.yaml, FORMAT:FILE, or lm-eval's names."),
+    ] = "",
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text file for perplexity; may be repeated.")
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Instruction rows for loss and divergence; default, without tasks and texts: held-out "
+            "rows of six capabilities."
+        ),
+    ] = None,
+    rows_format: Annotated[
+        str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Only the first so many windows of each text.")] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run the programs that models write, in a sandbox.")
+    ] = False,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder, for rows without labels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON, CSV and Parquet.")] = None,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure models on held-out rows, tasks (through lm-eval) and texts, and the gaps between them.
+
+    Example: paser evaluate --original ./dense --pruned ./pruned --model ./recovered --tasks hellaswag-100
+    """
+    from paser.evaluate import Wanted, evaluate_models
+    from paser.evaluation.table import result_tables
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    wanted = Wanted(names, text or [], rows, rows_format, encoder, limit, windows, run_code)
+    metrics = evaluate_models(original, pruned, model or [], wanted, out, params)
+    if as_json:
+        print_json(metrics)
+        return
+    console().print(result_tables(metrics))
+
+
+@app.command()
+def perplexity(
+    model: Annotated[str, typer.Argument(help="A folder, a file:, hf: or pypi: URI, or BASE+ADAPTER.")],
+    files: Annotated[list[Path], typer.Argument(help="Texts: .txt, .txt.gz, or the Hub's .parquet.")],
+    context: Annotated[
+        int | None, typer.Option(help="Tokens a window; default the model's, at most 2048.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows; default: no overlap.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    rolling: Annotated[bool, typer.Option("--rolling", help="lm-eval's rolling protocol instead.")] = False,
+    params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity of a model on texts, with the protocol that it was measured by.
+
+    Example: paser perplexity ./pruned wiki.test.raw --context 2048
+    """
+    from paser.evaluate import text_perplexity
+
+    found = text_perplexity(model, files, context, stride, windows, rolling, params)
+    if as_json:
+        print_json({name: one.as_json() for name, one in found.items()})
+        return
+    for name, one in found.items():
+        print(f"{name}: perplexity {one.value:.3f} (loss {one.loss:.4f} nats a token)\n  {one.protocol}")
+
+
 @models.command("inspect")
 def models_inspect(
     model: Annotated[str, typer.Argument(help="A folder, a file:, hf: or pypi: URI, or BASE+ADAPTER.")],

@@ -66,11 +66,7 @@ def named_models(pruned: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in pruned:
-        match = re.fullmatch(r"(?!(?:file|hf|pypi):)([^=/#]+)=(?!=)(.+)", text)
-        if match and not Path(text).exists():
-            name, model = match[1].strip(), match[2]
-        else:
-            name, model = _last_part(text), text
+        name, model = name_and_model(text)
         if name in found or name == "original":
             raise PaserError(
                 f"--pruned {text!r}: the name {name!r} is taken",
@@ -80,9 +76,13 @@ def named_models(pruned: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _last_part(text: str) -> str:
+def name_and_model(text: str) -> tuple[str, str]:
+    """The two parts of `NAME=MODEL`; a model alone is named after the last part of its path."""
+    match = re.fullmatch(r"(?!(?:file|hf|pypi):)([^=/#]+)=(?!=)(.+)", text)
+    if match and not Path(text).exists():
+        return match[1].strip(), match[2]
     plain = re.sub(r"[#@].*$", "", re.sub(r"^(file|hf|pypi):", "", text)).rstrip("/")
-    return Path(plain).name or "pruned"
+    return Path(plain).name or "model", text
 
 
 def _check_folder(out: Path) -> None:
@@ -111,14 +111,14 @@ def _profile(
         target = work / f"model-{number}"
         fetch_one(source_from_uri(uri, "original", name=_source_name(name, number)), None, cache, target)
         paths[name] = model_directory(target)
-    rules = _rules(SampleEncoder(shared_tokenizer(paths)), settings)
-    kept, benchmarks = _rows(pool, pool_format, rules, cache, work)
+    rules = pool_rules(SampleEncoder(shared_tokenizer(paths)), settings)
+    kept, benchmarks = rows_to_measure(pool, pool_format, rules, cache, work)
     rows = kept_rows(kept)
     kind = "label" if any(row["label"] for row in rows) else "cluster"
     if kind == "label":
         capabilities = [row["label"] or "unlabelled" for row in rows]
     else:
-        capabilities = _clusters(rows, kept, encoder, settings, cache, work)
+        capabilities = row_clusters(rows, kept, encoder, settings, cache, work)
     say(f"{len(rows):,} rows, {len(set(capabilities))} {kind}s, {len(named)} pruned models")
     digests = {name: sha256_path(path) for name, path in paths.items()}
     arrays: dict[str, Arrays] = {}
@@ -164,7 +164,8 @@ def _source_name(name: str, number: int) -> str:
     return name if re.fullmatch(r"[\w.-]+", name) else f"pruned-{number}"
 
 
-def _rules(encoder: SampleEncoder, settings: Settings) -> Rules:
+def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
+    """How rows are cleaned outside a project: by its settings, with nothing withdrawn."""
     return Rules(
         count=encoder.count,
         max_tokens=settings.pool.max_tokens,
@@ -176,7 +177,7 @@ def _rules(encoder: SampleEncoder, settings: Settings) -> Rules:
     )
 
 
-def _rows(
+def rows_to_measure(
     pool: str | None, pool_format: str, rules: Rules, cache: Cache, work: Path
 ) -> tuple[list[Kept], list[str]]:
     """The rows to measure on, cleaned, and the public benchmarks they are items of."""
@@ -207,7 +208,7 @@ def _fetched(source: Source, cache: Cache, folder: Path) -> Rows:
     return Rows(source, read_source(folder, source))
 
 
-def _clusters(
+def row_clusters(
     rows: Sequence[Mapping[str, Any]],
     kept: Sequence[Kept],
     encoder: str | None,

@@ -95,8 +95,8 @@ def schema(table: str) -> pa.Schema:
     """The column schema of one of the product's tables.
 
     Tables: `pool` (also holdout and calibration), `quarantine`, `clusters`, `scores`, `decisions`,
-    `evaluation`, `rows` (the audit's register of every row and its role), `texts` (digests and sketches
-    of their texts, by which they are found again).
+    `evaluation`, `tasks` (values of task items), `rows` (the audit's register of every row and its role),
+    `texts` (digests and sketches of their texts, by which they are found again).
     """
     import pyarrow as pa
 
@@ -124,6 +124,9 @@ def schema(table: str) -> pa.Schema:
             ("row_id", text), ("split", text), ("capability", text), ("cluster", count),
             ("model", text), ("loss", number), ("jsd", number),
             ("response_tokens", count), ("status", text),
+        ],
+        "tasks": [
+            ("task", text), ("metric", text), ("model", text), ("item", text), ("value", number),
         ],
         "rows": [
             *origin, ("label", text), ("benchmark", text), ("role", text), ("cluster", count),

@@ -278,6 +278,8 @@ class SelectSettings(Group):
     phrase_words: Annotated[int, Field(ge=1, le=8)] = 3
     strictness: Fraction = 1.0
     on_shortfall: Literal["relax", "leave"] = "relax"
+    contamination: Literal["exclude", "report"] = "exclude"
+    contamination_words: Annotated[int, Field(ge=5, le=50)] = 13
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -359,6 +361,25 @@ class ControlSettings(Group):
 class EvaluateSettings(Group):
     bootstrap: Annotated[int, Field(ge=100, le=100_000)] = 1000
     allow_contaminated: bool = False
+    tasks: tuple[str, ...] = ()
+    perplexity: tuple[str, ...] = ()
+    limit: Annotated[int, Field(ge=1)] | None = None
+    windows: Annotated[int, Field(ge=1)] | None = None
+    context: Literal["auto"] | Annotated[int, Field(ge=2, le=1_000_000)] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    run_code: bool = False
+
+    @field_validator("tasks", "perplexity", mode="before")
+    @classmethod
+    def lists_are_names(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def names_are_given_once(self) -> Self:
+        for key, names in (("tasks", self.tasks), ("perplexity", self.perplexity)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key} names {twice[0]!r} twice")
+        return self
 
 
 class ReportSettings(Group):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paser.errors import StageError
+from paser.pool.contamination import Overlap, Probe
 from paser.pool.dedup import NearIndex, grams, surely_far
 from paser.selectors.damage import PaserSelector
 from paser.selectors.protocol import ScoredPool, Selection, resolve_budget
@@ -19,20 +20,22 @@ Row = dict[str, Any]
 
 
 def contaminated(
-    prompts: Iterable[str], evaluation: Sequence[str], threshold: float, seed: int
-) -> dict[int, str]:
-    """Positions of the prompts that equal or nearly equal an evaluation prompt, with that prompt's
-    beginning. Without evaluation prompts, none is looked at."""
-    if not evaluation:
+    prompts: Iterable[str], probes: Sequence[Probe], threshold: float, seed: int
+) -> dict[int, Overlap]:
+    """Positions of the prompts that equal or nearly equal a text of a probe (Jaccard similarity of word
+    5-grams at least `threshold`). Without probes, none is looked at."""
+    texts = [(probe, text) for probe in probes for text in probe.texts]
+    if not texts:
         return {}
     index = NearIndex(threshold, seed)
-    for number, prompt in enumerate(evaluation):
-        index.add(str(number), prompt)
-    known = {gram for prompt in evaluation for gram in grams(prompt)}
+    for number, (_, text) in enumerate(texts):
+        index.add(str(number), text)
+    known = {gram for _, text in texts for gram in grams(text)}
     found = {}
     for position, prompt in enumerate(prompts):
         if not surely_far(prompt, known, threshold) and (near := index.query(prompt)):
-            found[position] = repr(evaluation[int(near[0])][:80])
+            probe, text = texts[int(near[0])]
+            found[position] = Overlap(probe.of, probe.item, "near", text[:80])
     return found
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_columns, read_json
+from paser.artifacts import read_columns, read_json, read_jsonl
+from paser.evaluation.items import read_items
 from paser.pool.build import read_sources
+from paser.pool.contamination import COMMON, Overlap, Probe, by_set, overlaps
 from paser.selectors.choose import choose, contaminated
 from paser.selectors.protocol import ScoredPool, Selection
 from paser.selectors.tables import (
@@ -18,12 +20,16 @@ from paser.selectors.tables import (
     OTHER_DIVERGENCES,
     POOL_COLUMNS,
     SCORE_COLUMNS,
+    TEXT,
     decision_batches,
+    exchanges,
     prompts,
     scored_pool,
     training_rows,
 )
 from paser.settings import Settings
+from paser.sources.catalog import HUB, TASK_ROLE, TEXT_FORMAT
+from paser.sources.fetching import read_index
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,13 +39,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tables of a selection; `names` are those of the clusters, `evaluation` are prompts."""
+    """The tables of a selection; `names` are those of the clusters. `held_out` and `evaluation` (evaluation
+    sources and tasks) are what the models are evaluated on."""
 
     pool: pa.Table
     clusters: pa.Table
     scores: pa.Table
     names: dict[int, str]
-    evaluation: list[str]
+    held_out: list[Probe]
+    evaluation: list[Probe]
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,27 @@ class Derived:
     control: Selection
     report: Row
     seed: int
+    overlaps: dict[int, Overlap]
+    words: int
+
+    def contamination(self) -> Row:
+        """`contamination.json`: the rule, counts, and every row of the pool that overlaps what is
+        evaluated."""
+        accepted = {position for position in self.overlaps if self.selection.accepted[position]}
+        rows = [
+            {"row_id": self.pool.row_ids[position], "selected": position in accepted, **vars(overlap)}
+            for position, overlap in self.overlaps.items()
+        ]
+        return {
+            "rule": f"prompt equal or nearly equal to an evaluation prompt, or {self.words} words in a "
+            f"row shared with one (words that more than {COMMON} rows of the pool share do not count; of a "
+            "shorter prompt, equality alone)",
+            "pool_rows": len(self.pool),
+            "overlapping": len(rows),
+            "selected": len(accepted),
+            "by_set": by_set(self.overlaps),
+            "rows": rows,
+        }
 
     def decisions(self) -> Iterator[Row]:
         """`decisions.parquet`, as columns, batch by batch."""
@@ -67,19 +96,52 @@ class Derived:
 def read_inputs(locate: Callable[[str], Path]) -> Inputs:
     """Reads what a selection needs; `locate` gives the place of a project path."""
     clusters = read_json(locate("data/clusters.json"))["clusters"]
-    evaluation = read_sources(locate("data/sources/evaluation").parent, "evaluation")
     return Inputs(
         pool=read_columns(locate("data/pool.parquet"), POOL_COLUMNS),
         clusters=read_columns(locate("data/clusters.parquet"), CLUSTER_COLUMNS),
         scores=read_columns(locate("data/scores.parquet"), SCORE_COLUMNS, OTHER_DIVERGENCES),
         names={c["cluster"]: c["name"] for c in clusters},
-        evaluation=[sample.prompt for sample in evaluation],
+        held_out=_held_out(locate("data/holdout.parquet")),
+        evaluation=_evaluation(locate("data/sources/evaluation"))
+        + _tasks(locate(f"data/sources/{TASK_ROLE}")),
     )
+
+
+def _held_out(path: Path) -> list[Probe]:
+    rows = read_columns(path, ("row_id", *TEXT))
+    return [
+        Probe("held-out rows", row_id, (prompt,))
+        for row_id, (prompt, _) in zip(rows["row_id"].to_pylist(), exchanges(rows), strict=True)
+    ]
+
+
+def _evaluation(folder: Path) -> list[Probe]:
+    samples = read_sources(folder.parent, "evaluation")
+    return [Probe(f"evaluation {s.source}", s.source_row, (s.prompt,)) for s in samples]
+
+
+def _tasks(folder: Path) -> list[Probe]:
+    """The items of the tasks that are evaluated, from local sources and from the Hub."""
+    found: list[Probe] = []
+    for entry in read_index(folder):
+        if entry.source.format != TEXT_FORMAT:
+            items = read_items(folder / entry.source.name, entry.source)
+            found += items.probes(f"task {entry.source.name}")
+    for path in sorted((folder / HUB).glob("*.jsonl")):
+        found += [Probe(f"task {path.stem}", row["item"], tuple(row["texts"])) for row in read_jsonl(path)]
+    return found
 
 
 def derive(inputs: Inputs, settings: Settings) -> Derived:
     """Decides on every row, by `seed`, `select` and `pool.near_duplicate` of the settings."""
+    chosen = settings.select
     near = contaminated(prompts(inputs.pool), inputs.evaluation, settings.pool.near_duplicate, settings.seed)
-    pool = scored_pool(inputs.pool, inputs.clusters, inputs.scores, near, settings.select.divergence)
-    selection, control, report = choose(pool, settings.select, settings.seed, inputs.names)
-    return Derived(inputs.pool, pool, selection, control, report, settings.seed)
+    probes = [*inputs.evaluation, *inputs.held_out]
+    shared = overlaps(exchanges(inputs.pool), probes, chosen.contamination_words)
+    found = dict(sorted((shared | near).items()))
+    refused = {i: str(overlap) for i, overlap in found.items()} if chosen.contamination == "exclude" else {}
+    pool = scored_pool(inputs.pool, inputs.clusters, inputs.scores, refused, chosen.divergence)
+    selection, control, report = choose(pool, chosen, settings.seed, inputs.names)
+    return Derived(
+        inputs.pool, pool, selection, control, report, settings.seed, found, chosen.contamination_words
+    )

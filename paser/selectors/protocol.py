@@ -29,8 +29,8 @@ class ScoredPool:
     `clusters`: int, 0 .. K-1. `status`: the score's status, objects. `divergences`: float columns by name,
     NaN where unknown; `jsd` and `delta_loss` (the loss increase, negative where pruning helped) always
     among them. `divergence`: the one that counts as damage. `prompt_tokens`, `response_tokens`: int.
-    `contaminated`: beginnings of evaluation prompts by position. `texts(positions)`: prompt and response of
-    these rows. All arrays have shape (n,).
+    `contaminated`: what of the evaluation a row shows, by position. `texts(positions)`: prompt and response
+    of these rows. All arrays have shape (n,).
     """
 
     row_ids: Sequence[str]
@@ -78,7 +78,7 @@ class ScoredPool:
 
     def refusal_detail(self, position: int) -> str:
         if self.refusals[position] == "contaminated":
-            return f"equal or near to evaluation prompt {self.contaminated[position]}"
+            return self.contaminated[position]
         status = self.status[position]
         return f"{self.divergence} is not finite" if status in USABLE else f"score status {status}"
 

@@ -64,8 +64,14 @@ def row_text(instruction: str, input: str | None, output: str) -> str:
 
 def prompts(pool: pa.Table) -> Iterator[str]:
     """The prompts of a pool, in its order."""
-    for batch in pool.select(TEXT[:2]).to_batches(max_chunksize=_BATCH):
-        yield from map(prompt_text, *(column.to_pylist() for column in batch.columns))
+    return (prompt for prompt, _ in exchanges(pool))
+
+
+def exchanges(pool: pa.Table) -> Iterator[tuple[str, str]]:
+    """Prompt and response of the rows of a pool, in its order."""
+    for batch in pool.select(TEXT).to_batches(max_chunksize=_BATCH):
+        instruction, input, output = (column.to_pylist() for column in batch.columns)
+        yield from zip(map(prompt_text, instruction, input), output, strict=True)
 
 
 def scored_pool(
@@ -73,8 +79,8 @@ def scored_pool(
 ) -> ScoredPool:
     """Joins the three tables by row id, in pool order.
 
-    `near`: beginnings of evaluation prompts by position. Raises StageError for a row that is missing from a
-    table, SettingsError when the scores lack the column of `divergence`.
+    `near`: what of the evaluation a row shows, by position; such rows are not chosen. Raises StageError for
+    a row that is missing from a table, SettingsError when the scores lack the column of `divergence`.
     """
     import numpy as np
     import pyarrow.compute as pc

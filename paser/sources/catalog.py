@@ -20,12 +20,18 @@ from paser.sources.uri import FileUri, parse_uri
 
 MODEL_ROLES = ("original", "encoder")
 EXTERNAL_ROLE = "pruned"  # of `prune.external`, which stands in params.yaml and not in the source list
-ROLES = (*MODEL_ROLES, "pool", "calibration", "evaluation")
+TASK_ROLE = "task"  # items of a task, or a text for perplexity; fetched only when `evaluate` names them
+HUB = (
+    ".hub"  # the folder with the prompts of tasks that lm-eval takes from the Hub; no source has such a name
+)
+ROLES = (*MODEL_ROLES, "pool", "calibration", "evaluation", TASK_ROLE)
 REQUIRED_ROLES = ("original", "encoder", "pool", "calibration")
 FORMATS = (
     "auto", "alpaca", "sharegpt", "chat", "completion",
     "champ", "mmlu-cot", "bbh-cot", "bfcl", "chatterbot", "functions", "evals",
 )  # fmt: skip
+TEXT_FORMAT = "text"
+TASK_FORMATS = ("choices", "hellaswag", "llm-adapters", "gsm8k", "humaneval", "mbpp", TEXT_FORMAT)
 _KEYS = (
     "name", "uri", "files", "role", "format", "options", "label", "license", "benchmark",
     "max_rows", "sample_seed",
@@ -173,9 +179,11 @@ def _whole(entry: dict[str, Any], key: str, where: str, least: int) -> int | Non
 
 
 def _format(entry: dict[str, Any], where: str) -> str:
-    name: str = _text(entry, "format", where, "auto")
-    if name not in FORMATS:
-        raise SourceError(f"{where}: unknown format {name!r}", remedy=f"one of {', '.join(FORMATS)}")
+    task = entry.get("role") == TASK_ROLE
+    known = TASK_FORMATS if task else FORMATS
+    name: str = _text(entry, "format", where, *([] if task else ["auto"]))
+    if name not in known:
+        raise SourceError(f"{where}: unknown format {name!r}", remedy=f"one of {', '.join(known)}")
     return name
 
 

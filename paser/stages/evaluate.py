@@ -1,18 +1,31 @@
-"""Stage `evaluate`: the four models on held-out rows: loss, divergence, gap closed, fidelity gap."""
+"""Stage `evaluate`: the four models on held-out rows, tasks and texts: what each is worth, and what recovery
+gave back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_json, read_rows, write_json, write_table
+from paser.artifacts import read_json, read_rows, staged, write_json, write_table
 from paser.errors import StageError
+from paser.evaluation.board import board, board_csv, flat
 from paser.evaluation.gap import Measured, summarise
+from paser.evaluation.harness import require_runnable
+from paser.evaluation.measure import (
+    Measurement,
+    item_rows,
+    measure,
+    open_tasks,
+    open_texts,
+    tasks_part,
+    texts_part,
+)
 from paser.models.workload import finite, fused_arrays, open_models
 from paser.pool.build import read_sources
 from paser.progress import say, warn
 from paser.records import sample_to_row
-from paser.sources.catalog import contaminated
+from paser.sources.catalog import TASK_ROLE, contaminated
 from paser.sources.fetching import read_index
 from paser.stages.run import Context
 
@@ -24,8 +37,11 @@ CONTROL = "control"
 
 
 def run(context: Context) -> None:
-    settings = context.settings
+    settings, wanted = context.settings, context.settings.evaluate
     benchmarks = _benchmarks(context)
+    local = _local(context.input("data/sources/task"))
+    tasks, texts = open_tasks(wanted.tasks, local), open_texts(wanted.perplexity, local)
+    require_runnable(tasks, wanted.run_code)
     holdout = read_rows(context.input("data/holdout.parquet"), "pool")
     rows = [{**row, "split": "holdout"} for row in holdout]
     for sample in read_sources(context.input("data/sources/evaluation").parent, "evaluation"):
@@ -41,6 +57,8 @@ def run(context: Context) -> None:
     digests = {name: context.digest(f"data/models/{name}") for name in paths}
     models = open_models(paths, digests, settings, context.cache)
     arrays = fused_arrays("evaluate", rows, models, digests, settings.score, context.cache)
+    precision, template = models.precision, models.encoder.template
+    del models
     kind = "label" if any(row["label"] for row in holdout) else "cluster"
     for row in rows:
         row["cluster"] = cluster_of.get(row["row_id"])
@@ -57,7 +75,12 @@ def run(context: Context) -> None:
         _measured(name, [i for i in usable if rows[i]["capability"] == name], arrays, names)
         for name in sorted({rows[i]["capability"] for i in usable})
     ]
+    measured: dict[str, Measurement] = {}
+    if tasks or texts:
+        for name, path in paths.items():
+            measured[name] = measure(name, path, digests[name], tasks, texts, settings, context.cache)
     budget = read_json(context.input("data/budget.json"))
+    resamples, seed = wanted.bootstrap, settings.seed
     metrics = {
         "models": names,
         "capability_kind": kind,
@@ -74,10 +97,21 @@ def run(context: Context) -> None:
         "benchmarks": benchmarks,
         "excluded_rows": excluded,
         "notes": _notes(benchmarks),
-        **summarise(capabilities, names, settings.evaluate.bootstrap, settings.seed),
-    }
+        **summarise(capabilities, names, resamples, seed),
+        "clusters": _by_cluster(rows, usable, arrays, names, read_json(context.input("data/clusters.json")),
+                                resamples, seed),
+        "tasks": tasks_part(measured, resamples, seed) if tasks else {},
+        "perplexity": texts_part(measured, resamples, seed) if texts else {},
+        "contamination": _overlap(read_json(context.input("data/contamination.json"))),
+    }  # fmt: skip
+    lines = board(metrics)
     write_json(context.out("data/metrics.json"), metrics)
-    context.note(precision=models.precision, template=models.encoder.template)
+    write_json(context.out("data/scoreboard.json"), lines)
+    write_json(context.out("data/summary.json"), flat(lines))
+    with staged(context.out("data/scoreboard.csv")) as partial:
+        partial.write_text(board_csv(lines, names), encoding="utf-8")
+    write_table(context.out("data/tasks.parquet"), "tasks", item_rows(measured))
+    context.note(precision=precision, template=template)
     for name in names[2:]:
         entry = metrics["overall"][name]
         gap, fidelity = entry["gap_closed"], entry["fidelity_gap"]
@@ -85,6 +119,38 @@ def run(context: Context) -> None:
             f"  {name}: fidelity gap {fidelity['value']:.3f}"
             + (f", gap closed in loss {gap['value']:.3f}" if gap else "")
         )
+
+
+def _local(folder: Path) -> dict[str, tuple[Path, Any]]:
+    """Folder and source of the fetched tasks and texts, by name."""
+    return {entry.source.name: (folder / entry.source.name, entry.source) for entry in read_index(folder)}
+
+
+def _by_cluster(
+    rows: Sequence[Row],
+    usable: Sequence[int],
+    arrays: Arrays,
+    models: Sequence[str],
+    info: Mapping[str, Any],
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Held-out rows by the cluster that they fall into (method.md, section 1), in order of the clusters."""
+    titles = {entry["cluster"]: entry["name"] for entry in info["clusters"]}
+    members: dict[int, list[int]] = {}
+    for i in usable:
+        if rows[i]["cluster"] is not None:
+            members.setdefault(int(rows[i]["cluster"]), []).append(i)
+    if not members:
+        return []
+    clusters = [_measured(f"cluster {k}", members[k], arrays, models) for k in sorted(members)]
+    found: list[dict[str, Any]] = summarise(clusters, models, resamples, seed)["capabilities"]
+    return [{**entry, "title": titles.get(k, "")} for k, entry in zip(sorted(members), found, strict=True)]
+
+
+def _overlap(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of `contamination.json`, without its rows."""
+    return {key: value for key, value in found.items() if key != "rows"}
 
 
 def _capability(row: Row, kind: str) -> str:
@@ -98,10 +164,10 @@ def _benchmarks(context: Context) -> list[str]:
     """Public benchmarks with items in pool or calibration; refuses to evaluate on one of them."""
     sources = {
         role: [fetched.source for fetched in read_index(context.input(f"data/sources/{role}"))]
-        for role in ("pool", "calibration", "evaluation")
+        for role in ("pool", "calibration", "evaluation", TASK_ROLE)
     }
     training = [*sources["pool"], *sources["calibration"]]
-    overlap = contaminated(sources["evaluation"], training)
+    overlap = contaminated([*sources["evaluation"], *sources[TASK_ROLE]], training)
     if overlap and not context.settings.evaluate.allow_contaminated:
         raise StageError(
             f"evaluation on {', '.join(overlap)} is contaminated: its items are in pool or calibration",

@@ -1,13 +1,22 @@
 """Stage `fetch`: every source of the list, checked against its digest, in the folder of its role; and the
-pruned model that `prune.external` names, if there is one."""
+pruned model that `prune.external` names, if there is one. Of tasks only those that `evaluate` names."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paser.artifacts import remove, write_json
+from paser.artifacts import remove, write_json, write_jsonl
 from paser.progress import progress, warn
-from paser.sources.catalog import EXTERNAL_ROLE, ROLES, Source, contaminated, load_sources, source_from_uri
+from paser.sources.catalog import (
+    EXTERNAL_ROLE,
+    HUB,
+    ROLES,
+    TASK_ROLE,
+    Source,
+    contaminated,
+    load_sources,
+    source_from_uri,
+)
 from paser.sources.fetching import Fetched, fetch_one, write_index
 
 if TYPE_CHECKING:
@@ -15,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def run(context: Context) -> None:
-    sources = load_sources(context.input("data/sources.yaml"))
+    listed = load_sources(context.input("data/sources.yaml"))
+    wanted = {*context.settings.evaluate.tasks, *context.settings.evaluate.perplexity}
+    sources = [source for source in listed if source.role != TASK_ROLE or source.name in wanted]
     _warn_of_overlap(sources)
     base = context.input("data/raw")
     fetched: dict[str, list[Fetched]] = {role: [] for role in ROLES}
@@ -29,6 +40,7 @@ def run(context: Context) -> None:
                 advance()
             write_index(folder, role, fetched[role])
     external = _fetch_external(context)
+    _fetch_prompts(context, {source.name for source in sources})
     context.note(
         sources={role: len(entries) for role, entries in fetched.items()},
         benchmarks=sorted(
@@ -42,6 +54,19 @@ def run(context: Context) -> None:
         licenses=sorted({f.source.license for entries in fetched.values() for f in entries}),
         **external,
     )
+
+
+def _fetch_prompts(context: Context, listed: set[str]) -> None:
+    """The prompts of lm-eval's own tasks, so that rows which show them can be left out of selection."""
+    names = [name for name in context.settings.evaluate.tasks if name not in listed]
+    if not names:
+        return
+    from paser.evaluation.hub import hub_prompts, require_known
+
+    for name in names:
+        require_known(name)
+        folder = context.out(f"data/sources/{TASK_ROLE}") / HUB
+        write_jsonl(folder / f"{name}.jsonl", hub_prompts(name))
 
 
 def _fetch_external(context: Context) -> dict[str, str]:
@@ -60,7 +85,7 @@ def _fetch_external(context: Context) -> dict[str, str]:
 
 def _warn_of_overlap(sources: list[Source]) -> None:
     """Said before hours of work, at the end of which `evaluate` would refuse."""
-    evaluation = [source for source in sources if source.role == "evaluation"]
+    evaluation = [source for source in sources if source.role in ("evaluation", TASK_ROLE)]
     training = [source for source in sources if source.role in ("pool", "calibration")]
     if overlap := contaminated(evaluation, training):
         warn(

@@ -16,7 +16,12 @@ def run(context: Context) -> None:
     write_jsonl(context.out("data/control.jsonl"), found.random())
     report = found.report
     write_json(context.out("data/budget.json"), report)
+    overlap = found.contamination()
+    write_json(context.out("data/contamination.json"), overlap)
     context.note(rows=report["rows"], tokens=report["tokens"], unspent=report["unspent"])
     say(f"  {summary(report, len(found.pool))}")
+    if overlap["overlapping"]:
+        fate = f"{overlap['selected']} of them selected" if overlap["selected"] else "not selected"
+        say(f"  {overlap['overlapping']} rows overlap what is evaluated (data/contamination.json): {fate}")
     if report["unspent"]:
         warn(f"{report['unspent']} {report['unit']} of the budget are unspent: {report['cause']}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from paser.evaluation.gap import Measured, summarise
+from paser.evaluation.gap import Measured, Metric, choice_jsd, metric_gaps, seeds_of, spread, summarise
 from paser.evaluation.table import result_tables, with_interval
 
 MODELS = ["original", "pruned", "recovered", "control"]
@@ -103,3 +105,89 @@ def test_the_table_shows_every_capability_and_never_reads_markup() -> None:
     assert "not averaged in gap closed: b: its loss fell" in text
     assert "1,234 training tokens" in text
     assert "a note" in text
+
+
+def task(
+    name: str, original: float, pruned: float, recovered: float, items: int = 200, **rest: Any
+) -> Metric:
+    """Items of which these shares are right; the same items come first for every model."""
+    shares = {"original": original, "pruned": pruned, "recovered": recovered}
+    values = {m: (np.arange(items) < share * items).astype(float) for m, share in shares.items()}
+    return Metric(name, "acc", values, True, **rest)
+
+
+THREE = ["original", "pruned", "recovered"]
+
+
+def test_gaps_of_tasks_are_of_accuracies_and_overall_a_ratio_of_means() -> None:
+    found = metric_gaps([task("a", 0.9, 0.4, 0.65), task("b", 0.5, 0.4, 0.5)], THREE, 300, 1)
+    first, second = found["metrics"]
+    assert first["value"]["recovered"]["value"] == pytest.approx(0.65)
+    assert first["damage"]["value"] == pytest.approx(0.5)
+    assert first["gap_closed"]["recovered"]["value"] == pytest.approx(0.5)
+    assert second["gap_closed"]["recovered"]["value"] == pytest.approx(1.0)
+    assert found["overall"]["recovered"]["value"] == pytest.approx(0.35 / 0.6)
+    gap = first["gap_closed"]["recovered"]
+    assert gap["low"] < gap["value"] < gap["high"]
+
+
+@pytest.mark.parametrize(("pruned", "why"), [(0.6, "includes 0"), (0.9, "better than the original")])
+def test_where_pruning_did_no_damage_there_is_no_gap(pruned: float, why: str) -> None:
+    found = metric_gaps([task("a", 0.6, pruned, 0.7), task("b", 0.9, 0.4, 0.65)], THREE, 300, 1)
+    entry = found["metrics"][0]
+    assert entry["no_gap"].startswith("no gap: ")
+    assert why in entry["no_gap"]
+    assert entry["gap_closed"] == {"recovered": None}
+    assert found["overall"]["recovered"]["value"] == pytest.approx(0.5)
+    alone = metric_gaps([task("a", 0.6, pruned, 0.7)], THREE, 300, 1)
+    assert alone["overall"] == {"recovered": None}
+
+
+def test_the_draws_are_paired_so_a_shared_wobble_cancels() -> None:
+    rng = np.random.default_rng(0)
+    wobble = rng.standard_normal(60)
+    values = {m: wobble + shift for m, shift in zip(THREE, (0.0, 1.0, 0.5), strict=True)}
+    (entry,) = metric_gaps([Metric("text", "log perplexity", values, False)], THREE, 300, 1)["metrics"]
+    assert entry["damage"]["low"] == pytest.approx(1.0)
+    assert entry["damage"]["high"] == pytest.approx(1.0)
+    assert entry["gap_closed"]["recovered"]["low"] == pytest.approx(0.5)
+
+
+def test_windows_count_by_their_tokens() -> None:
+    values = {m: np.array([1.0 + k, 3.0 + k]) for k, m in enumerate(THREE)}
+    weights = np.array([3.0, 1.0])
+    (entry,) = metric_gaps([Metric("t", "x", values, False, weights=weights)], THREE, 200, 1)["metrics"]
+    assert entry["value"]["original"]["value"] == pytest.approx(1.5)
+
+
+def test_a_secondary_metric_does_not_count_in_the_overall_ratio() -> None:
+    found = metric_gaps(
+        [task("a", 0.9, 0.4, 0.65), task("a", 0.9, 0.4, 0.9, primary=False)], THREE, 200, 1
+    )  # fmt: skip
+    assert found["overall"]["recovered"]["value"] == pytest.approx(0.5)
+
+
+def test_fidelity_of_choices_is_the_divergence_of_their_distributions() -> None:
+    same = choice_jsd([[-1.0, -2.0], [-3.0, -3.0, -9.0]], [[-11.0, -12.0], [-3.0, -3.0, -9.0]])
+    np.testing.assert_allclose(same, 0, atol=1e-12)
+    assert choice_jsd([[0.0, -1e3]], [[-1e3, 0.0]])[0] == pytest.approx(np.log(2))
+    jsd = {"original": np.zeros(200), "pruned": np.full(200, 0.2), "recovered": np.full(200, 0.05)}
+    (entry,) = metric_gaps([task("a", 0.9, 0.4, 0.65, jsd=jsd)], THREE, 200, 1)["metrics"]
+    assert entry["fidelity_gap"]["recovered"]["value"] == pytest.approx(0.75)
+
+
+def test_runs_of_one_recipe_have_a_spread() -> None:
+    models = ["original", "pruned", "paser/1", "paser/2", "paser/3", "random"]
+    assert seeds_of(models) == {"paser": ["paser/1", "paser/2", "paser/3"]}
+    points = {"paser/1": {"value": 0.4}, "paser/2": {"value": 0.5}, "paser/3": {"value": 0.6}, "random": None}
+    assert spread(points, models)["paser"] == pytest.approx(
+        {"runs": 3, "mean": 0.5, "sd": 0.1, "low": 0.4, "high": 0.6}
+    )
+    assert spread({**points, "paser/2": None}, models) == {}
+
+
+def test_without_the_original_there_are_losses_alone() -> None:
+    loss = {"mine": np.array([1.0, 3.0])}
+    found = summarise([Measured("a", loss, {}), Measured("b", loss, {})], ["mine"], 100, 1)
+    assert found["overall"] == {"mine": {"loss": 2.0}}
+    assert [entry["rows"] for entry in found["capabilities"]] == [2, 2]

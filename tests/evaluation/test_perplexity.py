@@ -119,3 +119,39 @@ def test_text_files_plain_and_packed(tmp_path: Path) -> None:
     (tmp_path / "c.txt.gz").write_bytes(b"plain")
     with pytest.raises(SourceError, match="no UTF-8 text"):
         corpus_text(tmp_path / "c.txt.gz")
+
+
+@pytest.mark.parametrize("context", [16, 47, 500])
+def test_rolling_is_lm_evals_own_number(loaded: tuple[Any, Any], context: int) -> None:
+    lm_eval = pytest.importorskip("lm_eval", reason="the extra `tasks` is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    assert lm_eval
+    model, tokenizer = loaded
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=context)
+    (theirs,) = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXT,), 0)], True)
+    ours = perplexity(model, tokenizer, TEXT, context=context, rolling=True)
+    assert ours.tokens == len(tokenizer(TEXT)["input_ids"])
+    assert ours.loss * ours.tokens == pytest.approx(-theirs, rel=1e-5)
+    assert "one eos before it" in ours.protocol
+    assert sum(a * b for a, b in zip(ours.window_losses, ours.window_tokens, strict=True)) == pytest.approx(
+        -theirs
+    )
+
+
+def test_a_rolling_measurement_has_no_stride(loaded: tuple[Any, Any]) -> None:
+    with pytest.raises(ModelError, match="no stride"):
+        perplexity(*loaded, TEXT, context=16, stride=4, rolling=True)
+
+
+@pytest.mark.parametrize(("column", "joined"), [("text", "\n\n"), ("sentence", " ")])
+def test_parquet_files_are_joined_as_the_literature_does(tmp_path: Path, column: str, joined: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": [1, 2], column: ["a b", "c"]}), tmp_path / "a.parquet")
+    assert corpus_text(tmp_path / "a.parquet") == f"a b{joined}c"
+    pq.write_table(pa.table({"id": [1, 2]}), tmp_path / "b.parquet")
+    with pytest.raises(SourceError, match="no column text or sentence, only id"):
+        corpus_text(tmp_path / "b.parquet")

@@ -156,7 +156,7 @@ def _sources(data: Path) -> None:
     (data / "withdrawn.csv").write_text("kind,value\n", "utf-8")
     (data / "raw").mkdir()
     (data / "raw" / "notes.txt").write_text("raw\n", "utf-8")
-    for role in ("original", "encoder", "pool", "calibration", "evaluation"):
+    for role in ("original", "encoder", "pool", "calibration", "evaluation", "task"):
         write_json(data / "sources" / role / "index.json", {"role": role, "sources": []})
     write_json(data / "sources/pruned/note.json", {"note": "prune.external is null"})
     for source, *_ in CAPABILITIES.values():
@@ -313,6 +313,9 @@ def _select(
     budget = per_cluster * len(names)
     reasons = [d["reason"] for d in decisions if d["decision"] == "rejected"]
     write_json(
+        data / "contamination.json", {"pool_rows": len(pool), "overlapping": 0, "selected": 0, "rows": []}
+    )
+    write_json(
         data / "budget.json",
         {
             "requested": {"text": "20%", "unit": "share", "amount": 0.2},
@@ -425,6 +428,10 @@ def _evaluate(
             "notes": [],
         },
     )
+    write_json(data / "scoreboard.json", [])
+    write_json(data / "summary.json", {})
+    (data / "scoreboard.csv").write_text("section,name\n", "utf-8")
+    write_table(data / "tasks.parquet", "tasks", [])
     write_table(
         data / "evaluation.parquet",
         "evaluation",

@@ -11,6 +11,7 @@ import pytest
 
 from paser.artifacts import columns_of, read_rows, write_batches
 from paser.errors import SettingsError, StageError
+from paser.pool.contamination import Probe
 from paser.records import Sample, draw_key, sample_to_row
 from paser.selectors.choose import choose, contaminated
 from paser.selectors.damage import PaserSelector
@@ -55,11 +56,13 @@ def test_a_token_budget_is_spent_within_one_sample() -> None:
 
 
 def test_unusable_rows_are_rejected_with_their_reason() -> None:
-    broken = replace(changed(pool(12), {0: "nonfinite", 1: "no_response"}), contaminated={2: "'Who?'"})
+    broken = replace(
+        changed(pool(12), {0: "nonfinite", 1: "no_response"}), contaminated={2: "shares words with 'Who?'"}
+    )
     selection, control, report = choose(broken, SelectSettings(budget="100%"), 1, NAMES)
     assert selection.reasons[:3].tolist() == ["nonfinite", "no_response", "contaminated"]
     assert selection.detail(0) == "score status nonfinite"
-    assert selection.detail(2) == "equal or near to evaluation prompt 'Who?'"
+    assert selection.detail(2) == "shares words with 'Who?'"
     assert selection.positions.tolist() == control.positions.tolist() == list(range(3, 12))
     assert report["unspent"] == 3
     assert report["cause"] == "every usable row was taken"
@@ -237,7 +240,10 @@ def test_every_row_has_one_decision_in_the_table(tmp_path: Any) -> None:
 
 def test_contamination_is_looked_up_by_position_and_skipped_without_evaluation() -> None:
     table, _, _ = tables(4)
-    assert contaminated(prompts(table), ["task2", "other"], 0.8, 0) == {2: "'task2'"}
+    found = contaminated(prompts(table), [Probe("exam", "7", ("other", "task2"))], 0.8, 0)
+    assert {position: str(overlap) for position, overlap in found.items()} == {
+        2: "nearly equal to evaluation prompt 7 of exam: 'task2'"
+    }
     untouched = prompts(table)
     assert contaminated(untouched, [], 0.8, 0) == {}
     assert next(untouched) == "task0"

@@ -44,7 +44,7 @@ def test_every_role_has_its_files_and_an_index(project: Path) -> None:
     assert [entry.source.name for entry in read_index(sources / "pool")] == ["rows"]
     assert read_index(sources / "evaluation") == []
     assert record["facts"] == {
-        "sources": {"original": 1, "encoder": 1, "pool": 1, "calibration": 1, "evaluation": 0},
+        "sources": {"original": 1, "encoder": 1, "pool": 1, "calibration": 1, "evaluation": 0, "task": 0},
         "benchmarks": ["MMLU"],
         "licenses": ["BSD-3-Clause", "MIT", "unknown"],
     }
