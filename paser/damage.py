@@ -13,7 +13,7 @@ from paser.artifacts import remove, sha256_path, staged, write_json
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
-from paser.models.loading import model_directory
+from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import ModelSet, fused_arrays, shared_tokenizer
 from paser.pool.build import Rows, Rules, build, clean_pool, kept_rows
@@ -53,8 +53,11 @@ def profile_damage(
     settings = load_settings(params) if params else Settings()
     named = named_models(pruned)
     _check_folder(out)
+    cache = Cache.of(Path.cwd())
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        profile = _profile(original, named, pool, pool_format, encoder, settings, Path(work))
+        models = fetch_models({"original": original, **named}, cache, Path(work))
+        with naming(places(models)):
+            profile = _profile(models, pool, pool_format, encoder, settings, cache, Path(work))
     _write(out, profile)
     return profile
 
@@ -95,22 +98,18 @@ def _check_folder(out: Path) -> None:
 
 
 def _profile(
-    original: str,
-    named: Mapping[str, str],
+    given: Mapping[str, Given],
     pool: str | None,
     pool_format: str,
     encoder: str | None,
     settings: Settings,
+    cache: Cache,
     work: Path,
 ) -> dict[str, Any]:
     from paser.evaluation.damage import damage_profile
 
-    cache = Cache.of(Path.cwd())
-    paths: dict[str, Path] = {}
-    for number, (name, uri) in enumerate({"original": original, **named}.items()):
-        target = work / f"model-{number}"
-        fetch_one(source_from_uri(uri, "original", name=_source_name(name, number)), None, cache, target)
-        paths[name] = model_directory(target)
+    named = [name for name in given if name != "original"]
+    paths = {name: model.path for name, model in given.items()}
     rules = pool_rules(SampleEncoder(shared_tokenizer(paths)), settings)
     kept, benchmarks = rows_to_measure(pool, pool_format, rules, cache, work)
     rows = kept_rows(kept)
@@ -147,8 +146,7 @@ def _profile(
     ]
     return {
         "capability_kind": kind,
-        "models": {name: {"source": uri, "sha256": digests[name]}
-                   for name, uri in {"original": original, **named}.items()},
+        "models": {name: {"source": model.uri, "sha256": digests[name]} for name, model in given.items()},
         "pool": pool or "held-out rows of the default sources",
         "rows": len(usable),
         "excluded_rows": excluded,
@@ -156,12 +154,8 @@ def _profile(
         "bootstrap": settings.evaluate.bootstrap,
         "precision": precision,
         "notes": _notes(measured, excluded, benchmarks),
-        **damage_profile(measured, list(named), settings.evaluate.bootstrap, settings.seed),
+        **damage_profile(measured, named, settings.evaluate.bootstrap, settings.seed),
     }  # fmt: skip
-
-
-def _source_name(name: str, number: int) -> str:
-    return name if re.fullmatch(r"[\w.-]+", name) else f"pruned-{number}"
 
 
 def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:

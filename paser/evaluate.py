@@ -14,7 +14,7 @@ from paser.artifacts import remove, sha256_path, staged, write_json, write_table
 from paser.cache import Cache
 from paser.damage import DEFAULT_SOURCES, name_and_model, pool_rules, row_clusters, rows_to_measure
 from paser.errors import PaserError
-from paser.models.loading import model_directory
+from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import open_models, shared_tokenizer
 from paser.pool.build import kept_rows
@@ -25,6 +25,8 @@ from paser.sources.fetching import fetch_one
 
 if TYPE_CHECKING:
     from paser.evaluation.gap import Measured
+    from paser.evaluation.harness import Task
+    from paser.evaluation.measure import Text
     from paser.evaluation.perplexity import Perplexity
     from paser.models.shards import Arrays
 
@@ -113,11 +115,13 @@ def text_perplexity(
     texts = {str(path): corpus_text(path) for path in files}
     cache = Cache.of(Path.cwd())
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        path = _fetched_model(model, "model", cache, Path(work) / "model")
+        given = fetch_models({"model": model}, cache, Path(work))
+        path = given["model"].path
         device = choose_device(settings.runtime.device)
         set_threads(settings.runtime.threads)
         dtype = choose_dtype(settings.model.precision, device, cache)
-        loaded, tokenizer = load_causal_lm(path, dtype=dtype, device=device), load_tokenizer(path)
+        with naming(places(given)):
+            loaded, tokenizer = load_causal_lm(path, dtype=dtype, device=device), load_tokenizer(path)
         size = context_of(loaded, context or settings.evaluate.context)
         return {
             name: perplexity(
@@ -127,30 +131,38 @@ def text_perplexity(
         }
 
 
-def _fetched_model(uri: str, name: str, cache: Cache, target: Path) -> Path:
-    fetch_one(source_from_uri(uri, "original", name=name), None, cache, target)
-    return model_directory(target)
-
-
 def _evaluate(
     named: Mapping[str, str], wanted: Wanted, settings: Settings, work: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from paser.evaluation.harness import require_runnable
-    from paser.evaluation.measure import item_rows, measure, open_tasks, open_texts, tasks_part, texts_part
+    from paser.evaluation.measure import open_tasks, open_texts
 
     cache = Cache.of(Path.cwd())
     local, names = _local_tasks(wanted, cache, work)
     tasks, texts = open_tasks(names[0], local), open_texts(names[1], local)
     require_runnable(tasks, settings.evaluate.run_code)
-    paths = {
-        name: _fetched_model(uri, f"model-{number}", cache, work / f"model-{number}")
-        for number, (name, uri) in enumerate(named.items())
-    }
+    given = fetch_models(named, cache, work)
+    with naming(places(given)):
+        return _all_measured(given, wanted, settings, cache, work, tasks, texts)
+
+
+def _all_measured(
+    given: Mapping[str, Given],
+    wanted: Wanted,
+    settings: Settings,
+    cache: Cache,
+    work: Path,
+    tasks: Sequence[Task],
+    texts: Sequence[Text],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from paser.evaluation.measure import item_rows, measure, tasks_part, texts_part
+
+    paths = {name: model.path for name, model in given.items()}
     digests = {name: sha256_path(path) for name, path in paths.items()}
     resamples, seed = settings.evaluate.bootstrap, settings.seed
     metrics: dict[str, Any] = {
-        "models": list(named),
-        "sources": {name: {"source": uri, "sha256": digests[name]} for name, uri in named.items()},
+        "models": list(given),
+        "sources": {name: {"source": model.uri, "sha256": digests[name]} for name, model in given.items()},
         "seed": seed,
         "bootstrap": resamples,
         "notes": [],

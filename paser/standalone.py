@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from paser.artifacts import (
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
-from paser.models.loading import model_directory
+from paser.models.given import fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import open_models, score_rows, shared_tokenizer
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
@@ -66,30 +67,31 @@ def select_rows(
         raise PaserError("--out is the working directory", remedy="name a new folder in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PaserError(f"{out} exists and is not empty", remedy="choose a new folder for --out")
+    cache = Cache.of(Path.cwd())
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        report = _select(original, pruned, pool, out, pool_format, encoder, settings, Path(work))
+        given = fetch_models({"original": original, "pruned": pruned}, cache, Path(work))
+        with naming(places(given)):
+            models = {name: model.path for name, model in given.items()}
+            report = _select(models, pool, out, pool_format, encoder, settings, cache, Path(work))
     if report["unspent"]:
         warn(f"{report['unspent']} {report['unit']} of the budget are unspent: {report['cause']}")
     print(out / "selected.jsonl")
 
 
 def _select(
-    original: str,
-    pruned: str,
+    models: Mapping[str, Path],
     pool: str,
     out: Path,
     pool_format: str,
     encoder: str | None,
     settings: Settings,
+    cache: Cache,
     work: Path,
 ) -> dict[str, Any]:
     from paser.method.grouping import group
 
-    cache = Cache.of(Path.cwd())
-    for name, uri in (("original", original), ("pruned", pruned), ("encoder", encoder or DEFAULT_ENCODER)):
-        role = "encoder" if name == "encoder" else "original"
-        fetch_one(source_from_uri(uri, role, name=name), None, cache, work / name)
-    models = {name: model_directory(work / name) for name in ("original", "pruned")}
+    named = source_from_uri(encoder or DEFAULT_ENCODER, "encoder", name="encoder")
+    fetch_one(named, None, cache, work / "encoder")
     tokenizer = shared_tokenizer(models)
     source = source_from_uri(pool, "pool", format=pool_format)
     fetch_one(source, None, cache, work / "pool")

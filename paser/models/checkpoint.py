@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paser.artifacts import PICKLES
 from paser.errors import ModelError
+from paser.progress import warn
 
 if TYPE_CHECKING:
     import torch
@@ -145,12 +147,21 @@ def _refuse_remote_code(folder: Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model folder, those of masks beside the weights included.
+@dataclass(frozen=True)
+class Files:
+    """The safetensors files of a model folder: those of its weights, and those of masks beside them."""
 
-    Raises `ModelError` for pickles alone, no weights, two sets of weights, a shard that the index names but
-    that is not there, and names that nothing loads.
+    weights: tuple[Path, ...]
+    masks: tuple[Path, ...] = ()
+
+
+def weight_files(folder: Path) -> Files:
+    """The safetensors files of a model folder; a single file may have any name.
+
+    Raises `ModelError` for pickles alone, masks in a pickle, no weights, two sets of weights, and a shard
+    that the index names but that is not there.
     """
+    refuse_pickles(folder)
     there = sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER_WEIGHTS)
     gguf = sorted(folder.glob("*.gguf"))
     if there and gguf:
@@ -160,25 +171,56 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         )
     if (folder / INDEX).exists():
         return _indexed(folder, there)
-    if (folder / WEIGHTS).exists():
-        main, others = folder / WEIGHTS, [path for path in there if path.name != WEIGHTS]
-        unclear = [path for path in others if not all(name.endswith(_MASK) for name in _header(path))]
-        if unclear:
+    if shards := [path.name for path in there if _SHARD.search(path.name)]:
+        raise ModelError(
+            f"{folder} has no {INDEX}, but shards: {', '.join(shards[:4])}",
+            remedy=f"fetch or copy {INDEX} with all of its shards",
+        )
+    main = [folder / WEIGHTS] if (folder / WEIGHTS).exists() else []
+    main = main or [path for path in there if not _says_masks(_header(path))]
+    if main:
+        weights = SafeTensors((main[0],))
+        others = [path for path in there if path != main[0]]
+        if unclear := [path for path in others if not _are_masks(path, weights)]:
             raise ModelError(
-                f"{folder} holds two sets of weights: {WEIGHTS} and {unclear[0].name}",
-                remedy="keep one of them, so that it is clear which model is meant",
+                f"{folder} holds two sets of weights: {main[0].name} and {unclear[0].name}",
+                remedy="keep one of them, so that it is clear which model is meant; if one has masks, it may "
+                "only hold tensors of 0 and 1 under the names of the weights, or X_mask for a weight X",
             )
-        return (main, *others)
+        return Files((main[0],), tuple(others))
     if there:
         raise ModelError(
-            f"{folder} has no {WEIGHTS}, only {', '.join(path.name for path in there[:4])}",
-            remedy=f"a single file must be named {WEIGHTS}; shards need {INDEX}",
+            f"{folder} holds masks ({there[0].name}) and no weights", remedy="put the weights beside them"
         )
-    refuse_pickles(folder)
-    return ()
+    return Files(())
 
 
-def _indexed(folder: Path, there: list[Path]) -> tuple[Path, ...]:
+_SHARD = re.compile(r"-\d+-of-(?!0*1\.)\d+\.")
+
+
+def _says_masks(header: Mapping[str, Stored]) -> bool:
+    """Whether all tensors of a file are masks by their names or their type."""
+    return bool(header) and all(name.endswith(_MASK) or s.dtype == "BOOL" for name, s in header.items())
+
+
+def _are_masks(path: Path, weights: SafeTensors) -> bool:
+    """Whether a file holds masks: by names or type, or 0 and 1 alone under names and shapes of weights."""
+    header = _header(path)
+    if _says_masks(header):
+        return True
+    known = all(
+        name in weights.tensors and weights.tensors[name].shape == s.shape for name, s in header.items()
+    )
+    stored = SafeTensors((path,))
+    return known and all(is_mask(stored.read(name)) for name in header)
+
+
+def is_mask(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds nothing but 0 and 1."""
+    return not bool(((tensor != 0) & (tensor != 1)).any())
+
+
+def _indexed(folder: Path, there: list[Path]) -> Files:
     index = read_config(folder, INDEX)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places:
@@ -202,8 +244,9 @@ def _indexed(folder: Path, there: list[Path]) -> tuple[Path, ...]:
             f"{folder} holds two sets of weights: {WEIGHTS}, and {len(named)} shards named by {INDEX}",
             remedy="keep one of them, so that it is clear which model is meant",
         )
-    masks = [p for p in there if p.name not in named and all(n.endswith(_MASK) for n in _header(p))]
-    return (*(folder / file for file in named), *masks)
+    files = tuple(folder / file for file in named)
+    weights = SafeTensors(files)
+    return Files(files, tuple(p for p in there if p.name not in named and _are_masks(p, weights)))
 
 
 def gguf_file(folder: Path) -> Path | None:
@@ -217,11 +260,41 @@ def gguf_file(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
+def pickles_in(folder: Path) -> list[str]:
+    """Names of the pickles of a model folder, sorted."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+
+
+def mask_pickle(names: Iterable[str]) -> str | None:
+    """The first name that says the file has masks: without it, the weights would pass as the pruned ones."""
+    return next((name for name in names if "mask" in name.lower()), None)
+
+
+def warn_of_pickles(folder: Path) -> None:
+    """One line with the names of the pickles that lie unread beside the weights, where there are any."""
+    if names := pickles_in(folder):
+        warn(f"{folder}: {NOT_READ}: {', '.join(names)}")
+
+
+NOT_READ = "pickles beside the weights are not read"
+
+
+def masks_are_pickled(file: str, command: str) -> ModelError:
+    """The error for masks in a pickle beside the weights; `command` converts them."""
+    return ModelError(
+        f"{file} is a pickle of masks; it is not read, and the weights beside it would pass as pruned",
+        remedy=f"`{command}` applies them without running anything in it; if they are no pruning masks, "
+        "take the file out of the folder",
+    )
+
+
 def refuse_pickles(folder: Path) -> None:
-    """Raises if the weights of a model folder are only there as pickles, or not at all."""
+    """Raises if the weights of a model folder, or their masks, are only there as pickles, or not at all."""
+    pickles = pickles_in(folder)
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+        if masks := mask_pickle(pickles):
+            raise masks_are_pickled(f"{folder / masks}", f"paser models convert {folder / masks} OUT")
         return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise ModelError(
             f"{folder / pickles[0]} is a pickle; loading it could run code of its author, so it is refused",

@@ -16,12 +16,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import PICKLES, read_json, staged
 from paser.errors import ModelError
-from paser.models.checkpoint import CONFIG, WEIGHTS, read_config
+from paser.models.checkpoint import CONFIG, WEIGHTS, is_mask, read_config
+from paser.models.given import naming
 from paser.models.unpickling import BROKEN, REFUSED
+
+if TYPE_CHECKING:
+    import torch
 
 # Memory and time of the process: a fixed part for torch itself, the rest by the size of the file.
 MEMORY_BASE, MEMORY_TIMES = 16 << 30, 6
@@ -43,7 +47,8 @@ def convert(pickle: Path, out: Path, original: Path | None = None) -> Converted:
     """Writes `pickle` (a file, or a folder with `pytorch_model*.bin`) to the new folder `out`.
 
     `original` is the folder of the dense model, whose configuration and tokenizer are taken where the pickle
-    has none. Raises `ModelError` naming every refused name of a pickle that holds more than tensors,
+    has none. A pickle of masks becomes `masks.safetensors` in a copy of `original`, or of the folder that it
+    is in. Raises `ModelError` naming every refused name of a pickle that holds more than tensors,
     containers and the classes of models, configurations and tokenizers.
     """
     files = _files(pickle)
@@ -122,13 +127,20 @@ def _assemble(
     facts: Mapping[str, Any], work: Path, beside: Path, original: Path | None, out: Path, name: str
 ) -> Converted:
     notes: list[str] = []
-    config = _config(facts, beside, original, name)
+    tensors = _tensors(work / WEIGHTS, facts["shared"])
+    masks = _are_masks(tensors, name)
     with staged(out) as partial:
         partial.mkdir()
-        count = _weights(work / WEIGHTS, partial / WEIGHTS, config, facts["shared"])
-        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _describe(partial, facts, name)
-        notes += _tokenizer(facts, work, beside, original, partial)
+        if masks:
+            count = len(tensors)
+            with naming({partial: name}):
+                notes += _beside_weights(tensors, beside, original, partial, name)
+        else:
+            config = _config(facts, beside, original, name)
+            count = _weights(tensors, partial / WEIGHTS, config)
+            (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            _describe(partial, facts, name)
+            notes += _tokenizer(facts, work, beside, original, partial)
         if not facts["network"]:
             notes.append("the process that read it was cut off the network")
         else:
@@ -138,15 +150,61 @@ def _assemble(
     return Converted(out, count, tuple(facts["stand_ins"]), bool(facts["network"]), tuple(notes))
 
 
-def _weights(source: Path, target: Path, config: dict[str, Any], shared: Mapping[str, str]) -> int:
-    """Moves the tensors; those that share another's memory are tied, or written once more."""
-    from safetensors.torch import load_file, save_file
+def _tensors(source: Path, shared: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """All tensors by name; those that shared another's memory are its copies."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(source)
+    return tensors | {name: tensors[other].clone() for name, other in shared.items()}
+
+
+def _are_masks(tensors: Mapping[str, torch.Tensor], name: str) -> bool:
+    """Whether a pickle holds masks: 0 and 1 alone, and a type or a name that says so."""
+    said = "mask" in Path(name).name.lower() or all(
+        str(tensor.dtype) == "torch.bool" or "mask" in key for key, tensor in tensors.items()
+    )
+    return said and all(is_mask(tensor) for tensor in tensors.values())
+
+
+def _beside_weights(
+    masks: Mapping[str, torch.Tensor], beside: Path, original: Path | None, target: Path, name: str
+) -> list[str]:
+    """Copies the model that the masks belong to into `target`, with the masks as safetensors beside it."""
+    from safetensors.torch import save_file
+
+    from paser.models.foreign import Masked, open_folder, weight_of
+
+    folder = next((f for f in (original, beside) if f is not None and any(f.glob("*.safetensors"))), None)
+    if folder is None:
+        raise ModelError(
+            f"{name} holds masks alone, and there are no safetensors beside it",
+            remedy="--original FOLDER names the model whose weights the masks are for",
+        )
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix not in PICKLES:
+            shutil.copyfile(path, target / path.name)
+    weights = open_folder(target).weights.tensors
+    named = {f"{(weight_of(mask, weights) or mask).removesuffix('_mask')}_mask": mask for mask in masks}
+    save_file({new: masks[old].bool() for new, old in named.items()}, str(target / MASKS))
+    opened = open_folder(target).weights
+    if not isinstance(opened, Masked):
+        raise ModelError(
+            f"{folder} is no plain folder of weights that masks could apply to",
+            remedy="--original FOLDER names the dense model in safetensors",
+        )
+    return [f"{len(opened.masks)} masks in {MASKS}, beside the weights of {folder}"]
+
+
+MASKS = "masks.safetensors"
+
+
+def _weights(tensors: dict[str, torch.Tensor], target: Path, config: dict[str, Any]) -> int:
+    """Writes the tensors; a vocabulary projection that equals the embedding is tied to it."""
+    from safetensors.torch import save_file
 
     from paser.models.shapes import BLOCK, SLICED
     from paser.models.sliced import ATTENTION_SHORTCUT
 
-    tensors = load_file(source)
-    tensors |= {name: tensors[other].clone() for name, other in shared.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
     if any(name.endswith(ATTENTION_SHORTCUT) for name in tensors):
         config[BLOCK] = {"layout": SLICED, "scheme": "slicegpt"}

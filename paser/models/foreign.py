@@ -10,7 +10,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from paser.models.checkpoint import (
     Stored,
     Weights,
     gguf_file,
+    is_mask,
     read_config,
     weight_files,
 )
@@ -65,16 +66,19 @@ def open_folder(folder: Path) -> Opened:
         return _open_adapter(folder)
     config = dict(read_config(folder))
     files = weight_files(folder)
-    if not files:
+    if not files.weights:
         raise ModelError(f"{folder} holds no safetensors", remedy="expected *.safetensors")
-    stored = SafeTensors(files)
+    stored = SafeTensors(files.weights)
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         return _open_compressed(folder, config, stored, quantised)
-    if any(name.endswith("_mask") for name in stored.tensors):
-        masked = Masked(stored)
+    if files.masks or any(name.endswith("_mask") for name in stored.tensors):
+        masked = Masked(stored, SafeTensors(files.masks))
         return Opened(folder, MASKED, config, masked, f"{len(masked.masks)} masks applied to their weights")
-    return Opened(folder, SHARDED if (folder / INDEX).exists() else PLAIN, config, stored)
+    if (folder / INDEX).exists():
+        return Opened(folder, SHARDED, config, stored)
+    renamed = "" if files.weights[0].name == WEIGHTS else f"{files.weights[0].name} taken as {WEIGHTS}"
+    return Opened(folder, PLAIN, config, stored, renamed)
 
 
 def plain_folder(folder: Path) -> Path:
@@ -163,49 +167,65 @@ def _shards(weights: Weights, names: list[str]) -> Iterator[dict[str, torch.Tens
 
 @dataclass(frozen=True)
 class Masked:
-    """Weights times the masks beside them: `X_orig` and `X_mask` of torch's pruning, or `X` and `X_mask`."""
+    """Weights times the masks beside them: `X_orig` and `X_mask` of torch's pruning, or `X` and `X_mask`.
+
+    In `beside`, which are files of masks alone, a mask may also have the name of its weight.
+    """
 
     stored: SafeTensors
+    beside: SafeTensors
 
     @cached_property
-    def masks(self) -> dict[str, tuple[str, str]]:
-        """Name of the dense tensor: the names of its values and its mask."""
-        found: dict[str, tuple[str, str]] = {}
+    def masks(self) -> dict[str, tuple[str, SafeTensors, str]]:
+        """Name of the dense tensor: the name of its values, and where its mask is."""
+        found: dict[str, tuple[str, SafeTensors, str]] = {}
         tensors = self.stored.tensors
-        for mask in (name for name in tensors if name.endswith("_mask")):
-            name = mask.removesuffix("_mask")
-            values = f"{name}_orig" if f"{name}_orig" in tensors else name
-            if values not in tensors:
+        own = [(self.stored, name) for name in tensors if name.endswith("_mask")]
+        for source, mask in [*own, *((self.beside, name) for name in self.beside.tensors)]:
+            stored, values = source.tensors[mask], weight_of(mask, tensors)
+            if values is None:
+                name = mask.removesuffix("_mask")
                 raise ModelError(
-                    f"{tensors[mask].file}: mask {mask!r} has no {name!r} or {name + '_orig'!r} beside it",
+                    f"{stored.file}: mask {mask!r} has no {name!r} or {name + '_orig'!r} beside it",
                     remedy="save weights and masks together, or multiply them and leave the masks out",
                 )
-            if tensors[values].shape != tensors[mask].shape:
+            if tensors[values].shape != stored.shape:
                 raise ModelError(
-                    f"{tensors[mask].file}: mask {mask!r} has shape {tensors[mask].shape}, its weight "
+                    f"{stored.file}: mask {mask!r} has shape {stored.shape}, its weight "
                     f"{tensors[values].shape}",
                     remedy="save the weights and the masks of one model",
                 )
-            found[name] = (values, mask)
+            found[values.removesuffix("_orig")] = (values, source, mask)
         return found
 
     @cached_property
     def tensors(self) -> dict[str, Stored]:
-        used = {part for pair in self.masks.values() for part in pair}
+        used = {values for values, _, _ in self.masks.values()}
+        used |= {mask for _, source, mask in self.masks.values() if source is self.stored}
         plain = {name: stored for name, stored in self.stored.tensors.items() if name not in used}
-        return plain | {name: self.stored.tensors[values] for name, (values, _) in self.masks.items()}
+        return plain | {name: self.stored.tensors[values] for name, (values, _, _) in self.masks.items()}
 
     def read(self, name: str) -> torch.Tensor:
         if name not in self.masks:
             return self.stored.read(name)
-        values, mask = self.masks[name]
-        kept = self.stored.read(mask)
-        if bool(((kept != 0) & (kept != 1)).any()):
+        values, source, mask = self.masks[name]
+        kept = source.read(mask)
+        if not is_mask(kept):
             raise ModelError(
-                f"{self.stored.tensors[mask].file}: mask {mask!r} has values other than 0 and 1",
+                f"{source.tensors[mask].file}: mask {mask!r} has values other than 0 and 1",
                 remedy="a mask says 1 for a weight that stays and 0 for one that is pruned",
             )
         return self.stored.read(values).masked_fill(kept == 0, 0)
+
+
+def weight_of(mask: str, weights: Container[str]) -> str | None:
+    """The name among `weights` that a mask's name means; None where there is none.
+
+    `X_mask`, `X.mask` and `X` mean `X_orig`, `X`, or the `weight` of a module X.
+    """
+    name = mask.removesuffix("_mask").removesuffix(".mask")
+    names = (f"{name}_orig", name, f"{name}.weight_orig", f"{name}.weight")
+    return next((each for each in names if each in weights), None)
 
 
 # compressed-tensors

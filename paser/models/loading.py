@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paser.errors import ModelError
-from paser.models.checkpoint import ADAPTER_CONFIG, gguf_file, refuse_pickles
+from paser.models.checkpoint import ADAPTER_CONFIG, gguf_file, refuse_pickles, warn_of_pickles
+from paser.progress import warn
 
 if TYPE_CHECKING:
     import torch
@@ -126,10 +127,12 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     from paser.models.foreign import plain_folder
-    from paser.models.shapes import fitted_class
+    from paser.models.shapes import check_complete, check_runs, fewer_blocks, fitted_class
 
-    path = plain_folder(model_directory(path))
+    given = model_directory(path)
+    path = plain_folder(given)
     refuse_pickles(path)
+    warn_of_pickles(given)
     extra: dict[str, Any] = {}
     kind: Any = AutoModelForCausalLM
     if gguf := _gguf(path):
@@ -137,6 +140,10 @@ def load_causal_lm(
     else:
         extra["use_safetensors"] = True
         kind = fitted_class(path) or kind
+        config, said = fewer_blocks(path)
+        if config is not None:
+            warn(f"{given}: {said}")
+            extra["config"] = config
     if max_memory is not None:
         if gguf:
             raise ModelError(
@@ -153,56 +160,20 @@ def load_causal_lm(
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: the model cannot be loaded: {_first_line(error)}",
             remedy="it must load with transformers' AutoModelForCausalLM, without remote code",
         ) from error
+    unusual = kind is not AutoModelForCausalLM
+    check_complete(str(path), loading["missing_keys"], loading["unexpected_keys"] if unusual else [])
     if gguf:
         model = _without_quantisation(model)
-    else:
-        _check_complete(path, loading, strict=kind is not AutoModelForCausalLM)
     placed: Any = model if max_memory is not None else model.to(device)  # type: ignore[arg-type]
     loaded: PreTrainedModel = placed.eval()
-    if not gguf and kind is not AutoModelForCausalLM:
-        _check_runs(path, loaded)
+    if unusual:
+        check_runs(loaded, str(path))
     return loaded
-
-
-def _check_runs(path: Path, model: PreTrainedModel) -> None:
-    """Raises ModelError where two tokens do not pass: in families that `shapes.check` does not know."""
-    import torch
-
-    from paser.models.packing import device_of
-
-    ids = torch.zeros(1, 2, dtype=torch.long, device=device_of(model.get_input_embeddings()))
-    try:
-        with torch.inference_mode():
-            model(input_ids=ids, use_cache=False)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path}: its layers do not fit together: {_first_line(error)}",
-            remedy="prune it again so that what one layer gives is as wide as what the next one takes",
-        ) from error
-
-
-def _check_complete(path: Path, loading: Mapping[str, Any], *, strict: bool) -> None:
-    """Raises ModelError where weights were left unset, or, if `strict`, where a tensor has no place.
-
-    `loading` is what transformers says of it.
-    """
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelError(
-            f"{path} lacks {len(missing)} tensors that config.json promises, {missing[0]} first",
-            remedy="fetch or save the model again with all of its files",
-        )
-    if strict and (unexpected := sorted(loading["unexpected_keys"])):
-        raise ModelError(
-            f"{path} has {len(unexpected)} tensors that its architecture has no place for, "
-            f"{unexpected[0]} first",
-            remedy="only linear layers may differ from config.json; convert the model with the tool that "
-            "pruned it",
-        )
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:

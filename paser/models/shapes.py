@@ -8,11 +8,13 @@ the shape of its weight, and then transformers loads it as any other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paser.errors import ModelError
+from paser.models.checkpoint import CONFIG, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # The key of config.json under which a folder says what its weights show; plain transformers ignores it.
 BLOCK = "paser"
 UNEVEN, SLICED = "uneven", "sliced"
+_BLOCK_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
@@ -56,32 +59,172 @@ def skeleton(directory: Path) -> PreTrainedModel:
     Raises ModelError where `config.json` is of no known causal language model, or the weights do not fit
     together.
     """
-    return _build(directory)[0]
+    return _build(read_config(directory), saved_shapes(directory), str(directory))[0]
 
 
-def _build(directory: Path) -> tuple[PreTrainedModel, bool]:
+def _build(values: Mapping[str, Any], shapes: Shapes, origin: str) -> tuple[PreTrainedModel, bool]:
     """The model on the meta device, and whether plain transformers would build another."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = _configuration(with_saved_blocks(values, shapes, origin)[0], origin)
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{directory}: config.json is not that of a causal language model: {error}",
-            remedy="save the model with `save_pretrained`; it must load without remote code",
-        ) from error
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise _no_model(origin, _first_line(error)) from error
     if getattr(config, "quantization_config", None):
         return model, False
-    shapes = saved_shapes(directory)
     if layout(config) == SLICED:
         from paser.models.sliced import slice_modules
 
-        slice_modules(model, shapes, str(directory))
+        slice_modules(model, shapes, origin)
         return model, True
-    return model, fit(model, shapes, str(directory)) or layout(config) is not None
+    return model, fit(model, shapes, origin) or layout(config) is not None
+
+
+def _configuration(values: Mapping[str, Any], origin: str) -> PreTrainedConfig:
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = str(values["model_type"])
+    if kind not in CONFIG_MAPPING or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _no_model(origin, f"transformers has none of the type {kind!r}")
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(values))
+    except Exception as error:  # the checks of configuration classes raise classes of their own
+        raise _no_model(origin, _first_line(error)) from error
+    return config
+
+
+def _no_model(origin: str, why: str) -> ModelError:
+    return ModelError(
+        f"{origin}: {CONFIG} is not that of a causal language model: {why}",
+        remedy="save the model with `save_pretrained`; it must load without remote code",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def with_saved_blocks(
+    values: Mapping[str, Any], names: Collection[str], origin: str
+) -> tuple[Mapping[str, Any], str]:
+    """The configuration with as many blocks as the tensors `names` have, and a line if those are fewer.
+
+    Raises ModelError where a block is missing between others: which block follows which is then not said.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind, key = str(values.get("model_type")), "num_hidden_layers"
+    if kind in CONFIG_MAPPING:
+        key = CONFIG_MAPPING[kind].attribute_map.get(key, key)
+    count = values.get(key)
+    there = {int(found[1]) for name in names if (found := _BLOCK_NUMBER.search(name))}
+    if not isinstance(count, int) or not there or not (missing := sorted({*range(count)} - there)):
+        return values, ""
+    left = missing[0]
+    if any(number > left for number in there):
+        raise ModelError(
+            f"{origin}: {CONFIG} says {count} blocks, and block {left} has no weights, but later ones have: "
+            "this looks like dropped blocks",
+            remedy=f"renumber them: the tensors of the blocks that are left are named 0 to {len(there) - 1}",
+        )
+    lists = {
+        name: value[:left]
+        for name, value in values.items()
+        if isinstance(value, list) and len(value) == count and ("layer" in name or "block" in name)
+    }
+    said = f"{CONFIG} says {count} blocks, the weights have {left}: it loads with {left}"
+    return {**values, key: left, **lists}, said
+
+
+def fewer_blocks(directory: Path) -> tuple[PreTrainedConfig | None, str]:
+    """The configuration of a folder that has fewer blocks than its config.json says, and a line on that."""
+    values, said = with_saved_blocks(read_config(directory), saved_shapes(directory), str(directory))
+    return (_configuration(values, str(directory)), said) if said else (None, "")
+
+
+def check_loads(values: Mapping[str, Any], shapes: Shapes, origin: str) -> None:
+    """Raises ModelError, as `loading.load_causal_lm` would, unless tensors of `shapes` make a whole model."""
+    model, unusual = _build(values, shapes, origin)
+    check_complete(origin, missing(model, shapes), strange(model, shapes) if unusual else [])
+    if unusual:
+        check_runs(model, origin)
+
+
+def missing(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """Tensors of `model` that are not among `names`, under any of the names that tied ones share; sorted."""
+    same: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        same.setdefault(id(tensor), []).append(name)
+    there = own_names(model, names)
+    return sorted(name for group in same.values() if there.isdisjoint(group) for name in group)
+
+
+def strange(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """Those among `names` that `model` has no place for, under its own names, sorted."""
+    found = own_names(model, names) - set(model.state_dict())
+    return sorted(name for name in found if not name.endswith("rotary_emb.inv_freq"))
+
+
+def own_names(model: PreTrainedModel, names: Collection[str]) -> set[str]:
+    """What transformers calls the tensors `names` of a file when it loads them: it renames those of some
+    families, and adds the prefix of the base model where it is left out."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    steps = get_model_conversion_mapping(model)
+    converters: list[Any] = [step for step in steps if isinstance(step, WeightConverter)]
+    renamings: list[Any] = [step for step in steps if isinstance(step, WeightRenaming)]
+    state, found = model.state_dict(), set[str]()
+    for name in names:
+        own, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        found.add(own)
+        for converter in converters:
+            if pattern in converter.source_patterns:
+                first, *more = converter.target_patterns
+                found |= {own.replace(first, other) for other in more}
+    return found
+
+
+def check_complete(origin: str, missing: Collection[str], strange: Collection[str]) -> None:
+    """Raises ModelError where a tensor is missing, or one has no place."""
+    if missing:
+        raise ModelError(
+            f"{origin} lacks {len(missing)} tensors that config.json promises, {min(missing)} first",
+            remedy="fetch or save the model again with all of its files",
+        )
+    if strange:
+        raise ModelError(
+            f"{origin} has {len(strange)} tensors that its architecture has no place for, "
+            f"{min(strange)} first",
+            remedy="only linear layers may differ from config.json; convert the model with the tool that "
+            "pruned it",
+        )
+
+
+def check_runs(model: PreTrainedModel, origin: str) -> None:
+    """Raises ModelError where two tokens do not pass: in families that `check` does not know."""
+    import torch
+
+    from paser.models.packing import device_of
+
+    device = device_of(model.get_input_embeddings())
+    # Without a mask transformers looks into the positions, which have no values on the meta device.
+    mask = torch.zeros(1, 1, 2, 2, device=device) if device.type == "meta" else None
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+    except RuntimeError as error:
+        if device.type == "meta" and "meta tensors" in str(error):
+            return
+        raise ModelError(
+            f"{origin}: its layers do not fit together: {_first_line(error)}",
+            remedy="prune it again so that what one layer gives is as wide as what the next one takes",
+        ) from error
 
 
 def fitted_class(directory: Path) -> type[PreTrainedModel] | None:
@@ -89,11 +232,11 @@ def fitted_class(directory: Path) -> type[PreTrainedModel] | None:
 
     It is the architecture's own class, with its name, that changes its layers when it is built.
     """
-    model, unusual = _build(directory)
+    shapes = saved_shapes(directory)
+    model, unusual = _build(read_config(directory), shapes, str(directory))
     if not unusual:
         return None
     base: Any = type(model)
-    shapes = saved_shapes(directory)
 
     class Fitted(base):  # type: ignore[misc]
         def __init__(self, config: PreTrainedConfig, *inputs: Any, **kwargs: Any) -> None:

@@ -192,7 +192,7 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 def model_in(content: Any) -> Any:
     """The model of a checkpoint: what it holds as `model` or `state_dict`, else itself."""
     if isinstance(content, dict):
-        for key in ("model", "state_dict", "model_state_dict"):
+        for key in ("model", "state_dict", "model_state_dict", "masks"):
             if isinstance(content.get(key), (StandIn, dict)):
                 return content[key]
     return content

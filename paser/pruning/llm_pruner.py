@@ -37,7 +37,8 @@ def llm_pruner(
 
     Heads go in whole key-value groups, the least important of all pruned blocks first, because in one block a
     quarter of three groups is none; every block keeps one. Channels make up the rest, equally many a block,
-    so each block loses its least important ones. `seed` is not needed: there is no random choice.
+    so each block loses its least important ones. Where every channel but one a block would not be enough,
+    more groups go. `seed` is not needed: there is no random choice.
 
     Departures: the loss is averaged over all calibration samples in place of ten, and groups are ranked
     over blocks.
@@ -81,15 +82,18 @@ def _narrow(
     if target > most:
         raise out_of_reach(NAME, sparsity, most / total, "each block keeps a key-value group and a channel")
 
+    most_channels = sum((block.channels - 1) * block.channel_size for block in pruned)
+    needed = target - most_channels
+    budget = round(sparsity * attention)
+    if needed > 0:
+        budget = max(budget, needed + max(sizes.values()) // 2 + 1)  # it is met to half a group
     of_groups, of_channels = importance(model, pruned, samples)
-    gone = cheapest(of_groups, sizes, round(sparsity * attention), most_groups)
+    gone = cheapest(of_groups, sizes, budget, most_groups)
     lost_attention = sum(len(numbers) * sizes[number] for number, numbers in gone.items())
-    share = (target - lost_attention) / feed_forward
-    if share >= 1 - 1 / min(block.channels for block in pruned):
-        raise out_of_reach(NAME, sparsity, most / total, "the feed-forward layers would be left empty")
+    share = max((target - lost_attention) / feed_forward, 0.0)
     lost_channels = 0
     for block in pruned:
-        count = round(max(share, 0.0) * block.channels)
+        count = min(round(share * block.channels), block.channels - 1)
         order = of_channels[block.number].argsort(stable=True).tolist()
         lost_channels += count * block.channel_size
         block.keep_channels(others(block.channels, order[:count]))

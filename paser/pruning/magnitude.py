@@ -52,11 +52,11 @@ def global_magnitude(
     the limit leaves too few weights to remove. The report says what the sparsest layers keep.
     """
     least = settings.options_as(GlobalMagnitudeOptions).keep_at_least
-    if least > 1 - settings.sparsity:
+    if least > 1 - settings.sparsity + 1e-9:
         raise StageError(
             f"prune.options.keep_at_least is {least}, but prune.sparsity {settings.sparsity} leaves "
             f"{1 - settings.sparsity:.6g} of the weights",
-            remedy=f"choose keep_at_least below {1 - settings.sparsity:.6g}",
+            remedy=f"choose keep_at_least of at most {1 - settings.sparsity:.6g}",
         )
     layers = linear_layers(model)
     counts = _shares(layers, settings.sparsity, least)

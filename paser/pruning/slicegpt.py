@@ -42,7 +42,7 @@ def slicegpt(
     options = settings.options_as(SliceGptOptions)
     blocks = decoder_layers(model, NAME, FAMILIES)
     hidden = int(model.config.hidden_size)
-    samples = usable(calibration, hidden // 2, "so that principal components can be estimated")
+    samples = usable(calibration, hidden, f"as many as the stream has dimensions to find ({hidden})")
     width = kept_width(hidden, settings.sparsity, options.multiple)
     tied = bool(model.config.tie_word_embeddings)
     before = sum(int(weight.numel()) for weight in model.parameters())

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paser.artifacts import (
@@ -26,6 +26,8 @@ from paser.artifacts import (
 )
 from paser.cache import Cache
 from paser.errors import SourceError
+from paser.models.checkpoint import NOT_READ, mask_pickle, masks_are_pickled
+from paser.progress import warn
 from paser.sources.catalog import Source
 from paser.sources.hub import fetch_repository
 from paser.sources.uri import FileUri, HfUri, PypiUri, parse_uri
@@ -38,11 +40,15 @@ ADAPTER_CONFIG, BASE = "adapter_config.json", "base"
 
 @dataclass(frozen=True)
 class Fetched:
-    """A source and what its URI gave: `resolved` fixes it (digest or commit), `files` are SHA-256 by path."""
+    """A source and what its URI gave: `resolved` fixes it (digest or commit), `files` are SHA-256 by path.
+
+    `left_out` are the pickles beside a model's weights, which were not brought; the index does not have them.
+    """
 
     source: Source
     resolved: str
     files: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {**self.source.as_json(), "resolved": self.resolved, "files": dict(self.files)}
@@ -52,23 +58,27 @@ def fetch_one(source: Source, base: Path | None, cache: Cache, target: Path) -> 
     """Fetches `source` into the folder `target` and returns its digests.
 
     `file:` paths are relative to `base` and may not leave it. Without `base` they may lie anywhere,
-    relative to the working directory, and are linked instead of copied. Of a model, pickles are
-    left out; where the weights are only there as pickles, it is refused. A model may be `BASE+ADAPTER`, two
-    URIs or paths; the base comes into the sub-folder `base`, as does a local folder that an adapter names.
+    relative to the working directory, and are linked instead of copied. Of a model, pickles are left out
+    with a warning; where the weights or their masks are only there as pickles, it is refused. A model may
+    be `BASE+ADAPTER`, two URIs or paths; the base comes into the sub-folder `base`, as does a local folder
+    that an adapter names.
     """
     resolved = ""
+    left_out: tuple[str, ...]
     if source.is_model and (pair := base_and_adapter(source.uri, base)):
-        _fetch(replace(source, uri=pair[1]), base, cache, target)
-        fetch_one(replace(source, uri=pair[0]), base, cache, target / BASE)
+        _, left_out = _fetch(replace(source, uri=pair[1]), base, cache, target)
+        below = fetch_one(replace(source, uri=pair[0]), base, cache, target / BASE)
+        left_out += tuple(f"{BASE}/{name}" for name in below.left_out)
     else:
-        resolved = _fetch(source, base, cache, target)
+        resolved, left_out = _fetch(source, base, cache, target)
         _take_base(source, base, target)
     files = file_digests(target)
-    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files)
+    return Fetched(source, resolved or f"sha256:{tree_digest(files)}", files, left_out)
 
 
-def _fetch(source: Source, base: Path | None, cache: Cache, target: Path) -> str:
-    """Brings the files of one URI to `target`; returns what fixes it, empty for local files."""
+def _fetch(source: Source, base: Path | None, cache: Cache, target: Path) -> tuple[str, tuple[str, ...]]:
+    """Brings the files of one URI to `target`; returns what fixes it, empty for local files, and the pickles
+    that were left out."""
     uri = parse_uri(source.uri)
     resolved = ""
     with disk_errors(target):
@@ -80,9 +90,7 @@ def _fetch(source: Source, base: Path | None, cache: Cache, target: Path) -> str
             resolved = fetch_repository(uri, target, model=source.is_model)
         else:
             _take_local(uri, base, target, source)
-    if source.is_model:
-        _refuse_pickles(source, target)
-    return resolved
+    return resolved, _refuse_pickles(source, base, target) if source.is_model else ()
 
 
 def write_index(folder: Path, role: str, fetched: list[Fetched]) -> None:
@@ -167,6 +175,20 @@ def _take_base(source: Source, base: Path | None, target: Path) -> None:
             return
 
 
+def _where(source: Source, base: Path | None, name: str) -> str:
+    """A file of a source as its user knows it: a path where the source is local."""
+    uri = parse_uri(source.uri)
+    if not isinstance(uri, FileUri):
+        return f"{name} of {source.uri}"
+    given = Path(uri.path) if base is None else _local(uri.path, base)
+    return str(given if given.expanduser().is_file() else given / name)
+
+
+def _convert(where: str) -> str:
+    path, _, remote = where.partition(" of ")
+    return f"paser models convert {PurePosixPath(path).name if remote else where} OUT"
+
+
 def _inside(path: Path, base: Path) -> bool:
     return path.resolve().is_relative_to(base.resolve())
 
@@ -175,19 +197,25 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _refuse_pickles(source: Source, target: Path) -> None:
+def _refuse_pickles(source: Source, base: Path | None, target: Path) -> tuple[str, ...]:
     files = files_below(target)
-    pickles = [path for path in files if path.suffix in PICKLES]
+    pickles = [path.relative_to(target).as_posix() for path in files if path.suffix in PICKLES]
     if any(path.suffix in WEIGHTS for path in files):
-        for path in pickles:
-            path.unlink()
-        return
+        if masks := mask_pickle(pickles):
+            where = _where(source, base, masks)
+            error = masks_are_pickled(f"source {source.name}: {where}", _convert(where))
+            raise SourceError(error.problem, remedy=error.remedy)
+        for name in pickles:
+            (target / name).unlink()
+        if pickles:
+            warn(f"source {source.name}: {NOT_READ}: {', '.join(pickles)}")
+        return tuple(pickles)
     if pickles:
+        where = _where(source, base, pickles[0])
         raise SourceError(
-            f"source {source.name}: {pickles[0].relative_to(target)} is a pickle; loading it could run code "
-            "of its author, so it is refused",
-            remedy="`paser models convert PICKLE OUT` takes the tensors out into safetensors and runs "
-            "nothing in it",
+            f"source {source.name}: {where} is a pickle; loading it could run code of its author, so it is "
+            "refused",
+            remedy=f"`{_convert(where)}` takes the tensors out into safetensors and runs nothing in it",
         )
     raise SourceError(
         f"source {source.name}: {source.uri} holds no weights", remedy="expected *.safetensors or one *.gguf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import types
@@ -93,6 +94,20 @@ def _keep(layer: Any, rows: int | None = None, columns: int | None = None) -> No
     layer.out_features, layer.in_features = layer.weight.shape
 
 
+def rotated(dense: Path) -> Any:
+    """The model in SliceGPT's architecture, with a rotation at random in each shortcut."""
+    from paser.models.sliced import to_sliced
+
+    model: Any = load_causal_lm(dense, dtype=torch.float32)
+    to_sliced(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for block in model.model.layers:
+            for name in ("attn_shortcut_Q", "mlp_shortcut_Q"):
+                getattr(block, name).copy_(torch.linalg.qr(torch.randn(32, 32))[0])
+    return model
+
+
 def llm_pruner(dense: Path, file: Path) -> torch.Tensor:
     """A pickle as LLM-Pruner writes it, with its own copy of the modelling code; returns the logits.
 
@@ -118,3 +133,63 @@ def llm_pruner(dense: Path, file: Path) -> torch.Tensor:
         for name in modules:
             del sys.modules[name]
     return expected
+
+
+def gguf(dense: Path, file: Path, *, architecture: str = "llama", lacking: str = "") -> torch.Tensor:
+    """The model as llama.cpp's converter writes it, in float32; returns its logits."""
+    from gguf import GGUFWriter, TokenType
+
+    model: Any = load_causal_lm(dense, dtype=torch.float32)
+    config, tokenizer = model.config, load_tokenizer(dense)
+    writer = GGUFWriter(file, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    special = {entry["content"] for entry in state["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if t in special else TokenType.NORMAL for t in tokens])
+    merges = state["model"]["merges"]
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    for name, tensor in model.state_dict().items():
+        if (written := _gguf_name(name)) and written != lacking:
+            writer.add_tensor(written, _as_llama_cpp(name, tensor, config).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return logits(model)
+
+
+def _gguf_name(name: str) -> str:
+    outside = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    if name in outside or "layers" not in name:
+        return outside.get(name, "")
+    _, _, number, *rest = name.split(".")
+    parts = {
+        "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
+        "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    return f"blk.{number}.{parts[rest[-2]]}.weight"
+
+
+def _as_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
+    """Rows of queries and keys in the order of llama.cpp's rotary embedding."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    short = name.split(".")[-2]
+    if short not in heads:
+        return tensor.contiguous()
+    halves = tensor.view(heads[short], 2, -1, tensor.shape[1])
+    return halves.transpose(1, 2).reshape(tensor.shape).contiguous()

@@ -134,6 +134,28 @@ def test_an_llm_pruner_pickle_becomes_a_folder_that_loads(llama: Path, tmp_path:
     assert "llm-pruner" in (tmp_path / "out/README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_pickled_masks_become_safetensors_beside_their_weights(
+    llama: Path, tmp_path: Path, nested: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    expected = foreign.masked(llama, tmp_path / "theirs")
+    weights = tmp_path / "theirs/model.safetensors"
+    tensors = load_file(weights)
+    masks = {n.removesuffix(".weight_mask"): t for n, t in tensors.items() if n.endswith("_mask")}
+    save_file({n.removesuffix("_orig"): t for n, t in tensors.items() if not n.endswith("_mask")}, weights)
+    torch.save({"masks": masks} if nested else masks, tmp_path / "masks.pt")
+    with pytest.raises(ModelError, match=r"masks alone[\s\S]*--original"):
+        convert(tmp_path / "masks.pt", tmp_path / "out")
+    done = convert(tmp_path / "masks.pt", tmp_path / "out", tmp_path / "theirs")
+    assert "14 masks in masks.safetensors" in done.notes[0]
+    assert torch.equal(foreign.logits(load_causal_lm(tmp_path / "out", dtype=torch.float32)), expected)
+    found = inspect(tmp_path / "out").sparsity
+    assert found is not None
+    assert found.overall == pytest.approx(0.5, abs=0.01)
+
+
 def test_a_pickled_state_dict_needs_a_configuration(llama: Path, tmp_path: Path) -> None:
     model = load_causal_lm(llama, dtype=torch.float32)
     (tmp_path / "own").mkdir()
@@ -146,15 +168,7 @@ def test_a_pickled_state_dict_needs_a_configuration(llama: Path, tmp_path: Path)
 
 
 def test_a_rotated_checkpoint_of_slicegpt(llama: Path, tmp_path: Path) -> None:
-    from paser.models.sliced import to_sliced
-
-    model: Any = load_causal_lm(llama, dtype=torch.float32)
-    to_sliced(model)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for block in model.model.layers:
-            for name in ("attn_shortcut_Q", "mlp_shortcut_Q"):
-                getattr(block, name).copy_(torch.linalg.qr(torch.randn(32, 32))[0])
+    model = foreign.rotated(llama)
     torch.save(model.state_dict(), tmp_path / "model_0.25.pt")
     (tmp_path / "model_0.25.json").write_text("{}", encoding="utf-8")
     convert(tmp_path / "model_0.25.pt", tmp_path / "out", llama)

@@ -61,6 +61,56 @@ def test_a_mask_that_fits_no_weight_is_refused(llama: Path, tmp_path: Path) -> N
         load_causal_lm(tmp_path / "m", dtype=torch.float32)
 
 
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32, torch.uint8])
+def test_a_file_of_masks_may_use_the_names_of_the_weights(
+    llama: Path, tmp_path: Path, kind: torch.dtype
+) -> None:
+    expected = foreign.masked(llama, tmp_path / "masked")
+    weights = tmp_path / "masked/model.safetensors"
+    tensors = load_file(weights)
+    masks = {name: tensors.pop(name).to(kind) for name in list(tensors) if name.endswith("_mask")}
+    save_file({name.removesuffix("_orig"): value for name, value in tensors.items()}, weights)
+    named = {name.removesuffix("_mask"): value for name, value in masks.items()}
+    save_file(named, weights.with_name("mask.safetensors"))
+    assert torch.equal(foreign.logits(load_causal_lm(tmp_path / "masked", dtype=torch.float32)), expected)
+
+
+def test_a_second_file_that_is_no_mask_is_told_how_masks_look(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "m")
+    shutil.copyfile(llama / "model.safetensors", tmp_path / "m/mask.safetensors")
+    with pytest.raises(ModelError, match=r"two sets of weights[\s\S]*of 0 and 1[\s\S]*X_mask"):
+        load_causal_lm(tmp_path / "m", dtype=torch.float32)
+
+
+def test_one_file_of_weights_may_have_any_name(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "m")
+    (tmp_path / "m/model.safetensors").rename(tmp_path / "m/pruned.safetensors")
+    model = load_causal_lm(tmp_path / "m", dtype=torch.float32)
+    assert torch.equal(foreign.logits(model), foreign.logits(load_causal_lm(llama, dtype=torch.float32)))
+    (tmp_path / "m/pruned.safetensors").rename(tmp_path / "m/model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"no model\.safetensors\.index\.json, but shards: model-00001"):
+        load_causal_lm(tmp_path / "m", dtype=torch.float32)
+
+
+def test_masks_in_a_pickle_are_never_dropped_without_a_word(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from paser.models.inspection import inspect_uri
+
+    shutil.copytree(llama, tmp_path / "m")
+    torch.save({}, tmp_path / "m/optimizer.pt")
+    assert inspect_uri(str(tmp_path / "m")).notes == (
+        "pickles beside the weights are not read: optimizer.pt",
+    )
+    load_causal_lm(tmp_path / "m", dtype=torch.float32)
+    assert capsys.readouterr().err.count("warning:") == 2
+    torch.save({}, tmp_path / "m/sparsity_masks.pt")
+    with pytest.raises(SourceError, match=r"sparsity_masks\.pt is a pickle of masks"):
+        inspect_uri(str(tmp_path / "m"))
+    with pytest.raises(ModelError, match=r"sparsity_masks\.pt is a pickle of masks"):
+        load_causal_lm(tmp_path / "m", dtype=torch.float32)
+
+
 @pytest.mark.parametrize("form", ["sparse-bitmask", "sparse-24-bitmask"])
 def test_the_sparse_formats_of_compressed_tensors_give_every_weight_back(form: str) -> None:
     expected = load_file(DATA / f"{form}-dense.safetensors")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +17,10 @@ from paser.errors import ModelError
 from paser.models.inspection import inspect, inspect_uri, render
 from paser.models.loading import load_causal_lm, load_tokenizer, save_causal_lm
 from paser.progress import console
+from tests import tiny
 from tests.models import foreign
 from tests.models.test_foreign import DATA, changed
+from tests.models.test_shapes import cut, edit_weights
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +95,9 @@ def test_an_adapter_that_fills_the_zeros_of_its_base_is_said(sparse_llama: Path,
     foreign.adapter(sparse_llama, tmp_path / "lora")
     found = inspect_uri(f"{sparse_llama}+{tmp_path / 'lora'}")
     assert found.format == "adapter on safetensors"
-    assert any("fills zeros" in note for note in found.notes)
+    keeps, why = found.keeps_pattern()
+    assert not keeps
+    assert "fills zeros of its base in 4 layers, model.layers.0.mlp.up_proj first" in why
     assert found.parameters == inspect(sparse_llama).parameters
 
 
@@ -106,3 +113,130 @@ def test_a_truncated_gguf_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x01")
     with pytest.raises(ModelError, match=r"model\.gguf is truncated or no GGUF"):
         inspect(tmp_path)
+
+
+def test_zeros_that_only_a_later_layer_of_the_base_has_are_seen_too(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "base")
+    edit_weights(
+        tmp_path / "base", lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][:, ::2].zero_()
+    )
+    foreign.adapter(tmp_path / "base", tmp_path / "lora")
+    assert "in 1 layers, model.layers.1.mlp.up_proj first" in inspect(tmp_path / "lora").keeps_pattern()[1]
+
+
+# Verdicts
+
+
+def _without(folder: Path, *parts: str) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if any(part in name for part in parts)]:
+            del tensors[name]
+
+    edit_weights(folder, edit)
+
+
+def _in_part(number: int) -> Callable[[Path], None]:
+    return lambda folder: _without(folder, f"layers.{number}.")
+
+
+def _masked(folder: Path, *, lacking: str) -> None:
+    save_file({"model.layers.1.mlp.up_proj.weight_mask": torch.ones(64, 32)}, folder / "masks.safetensors")
+    _without(folder, lacking)
+
+
+def _configured(**values: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+    return write
+
+
+def _strange(folder: Path) -> None:
+    model: Any = foreign.uneven(folder)
+    save_causal_lm(model, load_tokenizer(folder), folder)
+    edit_weights(folder, lambda tensors: tensors.update({"model.layers.0.extra": torch.ones(2)}))
+
+
+def _gguf(**changes: Any) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        foreign.gguf(folder, folder / "model.gguf", **changes)
+        for name in ("model.safetensors", "config.json"):
+            (folder / name).unlink()
+
+    return make
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], str | None]] = {
+    "whole": (lambda folder: None, None),
+    "first block": (_in_part(0), "looks like dropped blocks"),
+    "last block": (_in_part(1), None),
+    "a tensor": (lambda folder: _without(folder, "layers.1.mlp.up_proj"), "lacks 1 tensors"),
+    "the embedding": (lambda folder: _without(folder, "embed_tokens"), "lacks 2 tensors"),
+    "masks, a tensor": (lambda folder: _masked(folder, lacking="layers.0.mlp"), "lacks 3 tensors"),
+    "torn heads": (
+        lambda folder: edit_weights(folder, cut("model.layers.0.self_attn.q_proj.weight", 12)),
+        "whole heads",
+    ),
+    "no causal model": (_configured(model_type="vit"), "none of the type 'vit'"),
+    "unknown": (_configured(model_type="nonsense"), "none of the type 'nonsense'"),
+    "a strange tensor": (_strange, "no place for"),
+    "gguf": (_gguf(), None),
+    "gguf of an unknown architecture": (_gguf(architecture="rwkv6"), "not supported"),
+    "gguf, a tensor": (_gguf(lacking="blk.1.ffn_up.weight"), "lacks 1 tensors"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_verdict_is_what_loading_does(llama: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(llama, tmp_path / "m")
+    make, problem = FOLDERS[name]
+    make(tmp_path / "m")
+    found = inspect(tmp_path / "m")
+    if problem is None:
+        assert found.unfit is None
+        load_causal_lm(tmp_path / "m", dtype=torch.float32)
+        return
+    assert found.unfit is not None
+    assert problem in found.unfit
+    assert len(found.unfit.splitlines()) == 1
+    assert found.plain is not None
+    assert found.keeps_pattern() == (False, f"nothing can load it: {found.unfit}")
+    with pytest.raises(ModelError, match=re.escape(problem)):
+        load_causal_lm(tmp_path / "m", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_verdict_on_a_family_with_other_names(tmp_path: Path, fits: bool) -> None:
+    from tests.models.test_shapes import make_neox
+
+    make_neox(tmp_path, fits=fits)
+    unfit = inspect(tmp_path).unfit
+    assert (unfit is None) == fits
+    assert fits or "do not fit together" in str(unfit)
+    assert not fits or "48" in str(inspect(tmp_path).plain)
+
+
+def test_an_adapter_on_a_base_with_a_tensor_too_few(llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "base")
+    foreign.adapter(tmp_path / "base", tmp_path / "lora")
+    _without(tmp_path / "base", "layers.0.mlp.down_proj")
+    assert "lacks 1 tensors" in str(inspect(tmp_path / "lora").unfit)
+    with pytest.raises(ModelError, match="lacks 1 tensors"):
+        load_causal_lm(tmp_path / "lora", dtype=torch.float32)
+
+
+def test_dropped_blocks_load_by_what_the_weights_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.make_family(tmp_path / "m", "qwen3")
+    _without(folder, "layers.2.")
+    model: Any = load_causal_lm(folder, dtype=torch.float32)
+    said = "config.json says 3 blocks, the weights have 2: it loads with 2"
+    assert said in capsys.readouterr().err
+    assert said in inspect(folder).notes
+    assert len(model.model.layers) == model.config.num_hidden_layers == len(model.config.layer_types) == 2
+    save_causal_lm(model, load_tokenizer(folder), tmp_path / "again")
+    assert inspect(tmp_path / "again").plain is None
+    again = load_causal_lm(tmp_path / "again", dtype=torch.float32)
+    assert torch.equal(foreign.logits(again), foreign.logits(model))

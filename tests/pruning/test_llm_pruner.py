@@ -106,3 +106,19 @@ def test_the_ends_of_a_model_are_spared_as_in_the_paper() -> None:
     assert pruned_range(30, LlmPrunerOptions(spare_first=0, spare_last=29)) == [0]
     with pytest.raises(StageError, match=r"spare 20 and 10 blocks of a model that has 30"):
         pruned_range(30, LlmPrunerOptions(spare_first=20, spare_last=10))
+
+
+def test_more_groups_go_where_the_channels_are_not_enough(tmp_path: Path) -> None:
+    """Two channels a block are most of a sixteenth of it: a share that attention can bear is reached."""
+    folder = tiny.make_llama(tmp_path / "m", inner=2, blocks=8, heads=8)
+    model = load_causal_lm(folder, dtype=torch.float32)
+    before = sum(block.parameters for block in blocks_of(model, "test"))
+    wanted = settings(sparsity=0.55, options={"spare_first": 0, "spare_last": 0})
+    report = llm_pruner(model, tiny.calibration(folder, 3), wanted, 17).report
+    after = sum(block.parameters for block in blocks_of(model, "test"))
+    assert 1 - after / before == pytest.approx(0.55, abs=0.02)
+    assert report.facts["groups_removed"] == 19
+    assert min(report.facts["kept_channels"]) >= 1
+    with pytest.raises(StageError, match=r"at most (\d\d\.\d)%[\s\S]*at most 0\.72"):
+        llm_pruner(load_causal_lm(folder, dtype=torch.float32), tiny.calibration(folder, 3),
+                   settings(sparsity=0.8, options={"spare_first": 0, "spare_last": 0}), 17)  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from paser.errors import StageError
 from paser.models.loading import load_causal_lm, load_tokenizer, save_causal_lm
 from paser.models.sliced import FAMILIES
+from paser.models.tokens import Encoded
 from paser.pruning.calibration import token_ids
 from paser.pruning.slicegpt import kept_width, principal_components, slicegpt
 from paser.settings import PruneSettings
@@ -40,6 +41,19 @@ def test_with_nothing_sliced_the_model_computes_what_it_did(family: str, tied: b
     torch.testing.assert_close(logits(result.model), expected, atol=1e-5, rtol=1e-5)
     assert result.report.facts["untied"] is tied
     assert result.report.facts["width"] == 32
+
+
+def test_as_many_tokens_are_needed_as_there_are_dimensions(llama: Path) -> None:
+    settings = PruneSettings(scheme="slicegpt", sparsity=0.25, options={"multiple": 1})
+
+    def run(tokens: int) -> Any:
+        return slicegpt(
+            load_causal_lm(llama, dtype=torch.float32), [Encoded(tuple(range(tokens)), ())], settings, 17
+        )
+
+    with pytest.raises(StageError, match=r"calibration has 31 tokens.*at least 32 are needed"):
+        run(31)
+    assert run(32).report.facts["width"] == 24
 
 
 def test_components_are_orthogonal_and_ordered_by_variance() -> None:

@@ -105,6 +105,16 @@ def test_global_magnitude_refuses_a_limit_that_cannot_be_kept(
         pruned(llama, calibration, scheme="global-magnitude", options={"keep_at_least": 0.6})
 
 
+def test_the_default_limit_of_global_magnitude_allows_four_fifths(
+    llama: Path, calibration: list[Encoded]
+) -> None:
+    found = pruned(llama, calibration, scheme="global-magnitude", sparsity=0.8).values()
+    zeros = sum(int((weight == 0).sum()) for weight in found)
+    assert zeros / sum(weight.numel() for weight in found) == pytest.approx(0.8, abs=0.001)
+    with pytest.raises(StageError, match=r"leaves 0\.19 [\s\S]*at most 0\.19"):
+        pruned(llama, calibration, scheme="global-magnitude", sparsity=0.81)
+
+
 def test_random_depends_on_the_seed_alone_and_not_on_the_weights(
     llama: Path, calibration: list[Encoded]
 ) -> None:
