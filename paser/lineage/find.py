@@ -135,7 +135,7 @@ def _places(connection: sqlite3.Connection, found: Iterator[Hit], limit: int | N
     """Where some texts stand: one seek a model, sample and text. The hits themselves wait in SQLite."""
     connection.execute("CREATE TEMP TABLE raw (text INTEGER, match TEXT, similarity REAL)")
     connection.executemany("INSERT INTO raw VALUES (?, ?, ?)", map(astuple, found))
-    # In this order the join below gives each model's most similar rows first.
+    # Ids in the order of similarity: the join below then gives each model's most similar rows first, unsorted.
     connection.execute(
         "CREATE TEMP TABLE hit (id INTEGER PRIMARY KEY, text INTEGER, match TEXT, similarity REAL)"
     )
@@ -146,7 +146,8 @@ def _places(connection: sqlite3.Connection, found: Iterator[Hit], limit: int | N
     for model, row, match, similarity, role, cluster, reason, places in connection.execute(
         "SELECT m.id, t.row, h.match, h.similarity, x.role, x.cluster, r.name, s.places FROM model m "
         "CROSS JOIN hit h CROSS JOIN text t ON t.id = h.text CROSS JOIN sample s ON s.text = h.text "
-        "CROSS JOIN member x ON x.model = m.id AND x.sample = s.id LEFT JOIN reason r ON r.id = x.reason"
+        "CROSS JOIN member x ON x.model = m.id AND x.sample = s.id LEFT JOIN reason r ON r.id = x.reason "
+        "ORDER BY m.id, h.id"
     ):
         counts.setdefault(model, Counter())[ROLES[role]] += 1
         if limit is not None and len(matches) >= limit:

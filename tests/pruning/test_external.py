@@ -71,7 +71,7 @@ def test_the_given_model_takes_the_place_of_pruning(project: Path, sparse_llama:
     from paser.models.loading import load_causal_lm
 
     fetched = run_stage("fetch", project)
-    assert fetched["params"] == {"prune.external": "file:theirs"}
+    assert fetched["params"]["prune.external"] == "file:theirs"
     assert fetched["facts"]["external"].startswith("sha256:")
     facts = run_stage("prune", project)["facts"]
     assert facts["scheme"] == "external"
