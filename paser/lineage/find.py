@@ -135,7 +135,7 @@ def _places(connection: sqlite3.Connection, found: Iterator[Hit], limit: int | N
     """Where some texts stand: one seek a model, sample and text. The hits themselves wait in SQLite."""
     connection.execute("CREATE TEMP TABLE raw (text INTEGER, match TEXT, similarity REAL)")
     connection.executemany("INSERT INTO raw VALUES (?, ?, ?)", map(astuple, found))
-    # Ids in the order of similarity: the join below then gives each model's most similar rows first, unsorted.
+    # Ids in the order of similarity: the join below then gives each model's most similar rows first.
     connection.execute(
         "CREATE TEMP TABLE hit (id INTEGER PRIMARY KEY, text INTEGER, match TEXT, similarity REAL)"
     )
