@@ -46,7 +46,7 @@ MODELS = 1_000
 WEIGHTS = 256 << 20
 RUNS = 5
 TARGET_SECONDS = 1.0
-VERSION = 1
+VERSION = 2
 TEXT = ("instruction", "input", "output")
 REASONS = ("selected", "conflict")
 _ROLE = "(sample * 7 + ?1) / 3 % 2"
@@ -213,7 +213,7 @@ def multiply(folder: str, count: int) -> dict[str, Any]:
                         (number, kind, name, place, counts[role])
                         for kind, name in shared
                         for place, role in enumerate(ROLES)
-                        if counts[role]
+                        if counts.get(role)
                     ],
                 )
                 advance()
@@ -278,7 +278,7 @@ def _other_roles(audit: Path, samples: dict[str, int]) -> None:
     write_batches(path, "rows", (dict(zip(rows.column_names, batch.columns, strict=True))
                                  for batch in rows.to_batches()))  # fmt: skip
     content = read_json(audit / "entry.json")
-    counts = {role: roles.count(role) for role in ROLES}
+    counts = {role: roles.count(role) for role in content["summary"]["roles"]}
     content["files"]["rows.parquet"] = sha256_file(path)
     content["summary"] |= {"roles": counts, "rows": counts["trained"]}
     write_json(audit / "entry.json", content)
@@ -359,6 +359,8 @@ def _model(project: Path) -> None:
     folder = project / "data/models/recovered"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(np.random.default_rng(5).bytes(WEIGHTS))
+    for before in ("original", "pruned"):
+        write_json(folder.with_name(before) / "config.json", {"name": before})
     selected = read_jsonl(project / "data/selected.jsonl")
     digest = sha256_file(project / "data/selected.jsonl")
     write_provenance(
@@ -374,12 +376,15 @@ def _model(project: Path) -> None:
 
 def _records(project: Path) -> None:
     """The records of the stages before `audit`, of those of their files that exist here."""
+    import paser
     from paser.lineage.record import describe
+    from paser.settings import load_settings
     from paser.stages.graph import STAGES
 
     shutil.copyfile(ROOT / "params.yaml", project / "params.yaml")
-    for name in ("budget", "metrics"):
-        write_json(project / f"data/{name}.json", {"clusters": []})
+    settings = load_settings(project / "params.yaml").model_dump(mode="json")
+    write_json(project / "data/budget.json", {"clusters": []})
+    write_json(project / "data/metrics.json", {"overall": {}, "capabilities": [], "interval": "none"})
     for name, spec in STAGES.items():
         if name in ("audit", "report"):
             continue
@@ -390,10 +395,17 @@ def _records(project: Path) -> None:
         write_json(
             project / spec.record,
             {
-                "version": 1, "stage": name, **there, "params": {}, "code": "0" * 64, "seed": 17,
-                "versions": {}, "facts": {},
+                "version": 1, "stage": name, **there, "code": "0" * 64, "seed": 17, "facts": {},
+                "params": {key: _setting(settings, key) for key in spec.params},
+                "versions": {"paser": paser.__version__},
             },
         )  # fmt: skip
+
+
+def _setting(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
 
 
 def render(result: dict[str, Any]) -> str:
