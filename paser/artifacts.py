@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 # Files that run code of their author when they are loaded.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+NOT_READ = "pickles beside the weights are not read"
+
+
+def mask_pickle(names: Iterable[str]) -> str | None:
+    """The first name that says the file has masks: without it, the weights would pass as the pruned ones."""
+    return next((name for name in names if "mask" in name.lower()), None)
+
+
+def masks_are_pickled(file: str, command: str) -> tuple[str, str]:
+    """Problem and remedy for masks in a pickle beside the weights; `command` converts them."""
+    return (
+        f"{file} is a pickle of masks; it is not read, and the weights beside it would pass as pruned",
+        f"`{command}` applies them without running anything in it; if they are no pruning masks, take "
+        "the file out of the folder",
+    )
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paser.artifacts import PICKLES
+from paser.artifacts import NOT_READ, PICKLES, mask_pickle, masks_are_pickled
 from paser.errors import ModelError
 from paser.progress import warn
 
@@ -265,27 +265,10 @@ def pickles_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
 
 
-def mask_pickle(names: Iterable[str]) -> str | None:
-    """The first name that says the file has masks: without it, the weights would pass as the pruned ones."""
-    return next((name for name in names if "mask" in name.lower()), None)
-
-
 def warn_of_pickles(folder: Path) -> None:
     """One line with the names of the pickles that lie unread beside the weights, where there are any."""
     if names := pickles_in(folder):
         warn(f"{folder}: {NOT_READ}: {', '.join(names)}")
-
-
-NOT_READ = "pickles beside the weights are not read"
-
-
-def masks_are_pickled(file: str, command: str) -> ModelError:
-    """The error for masks in a pickle beside the weights; `command` converts them."""
-    return ModelError(
-        f"{file} is a pickle of masks; it is not read, and the weights beside it would pass as pruned",
-        remedy=f"`{command}` applies them without running anything in it; if they are no pruning masks, "
-        "take the file out of the folder",
-    )
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -293,7 +276,10 @@ def refuse_pickles(folder: Path) -> None:
     pickles = pickles_in(folder)
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
         if masks := mask_pickle(pickles):
-            raise masks_are_pickled(f"{folder / masks}", f"paser models convert {folder / masks} OUT")
+            problem, remedy = masks_are_pickled(
+                f"{folder / masks}", f"paser models convert {folder / masks} OUT"
+            )
+            raise ModelError(problem, remedy=remedy)
         return
     if pickles:
         raise ModelError(

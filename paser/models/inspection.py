@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import files_below
+from paser.artifacts import NOT_READ, files_below
 from paser.cache import Cache
 from paser.errors import ModelError
 from paser.models.checkpoint import (
     ADAPTER_CONFIG,
-    NOT_READ,
     WEIGHTS,
     Stored,
     Weights,

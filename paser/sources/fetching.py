@@ -16,17 +16,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paser.artifacts import (
+    NOT_READ,
     PICKLES,
     disk_errors,
     file_digests,
     files_below,
+    mask_pickle,
+    masks_are_pickled,
     read_json,
     tree_digest,
     write_json,
 )
 from paser.cache import Cache
 from paser.errors import SourceError
-from paser.models.checkpoint import NOT_READ, mask_pickle, masks_are_pickled
 from paser.progress import warn
 from paser.sources.catalog import Source
 from paser.sources.hub import fetch_repository
@@ -203,8 +205,8 @@ def _refuse_pickles(source: Source, base: Path | None, target: Path) -> tuple[st
     if any(path.suffix in WEIGHTS for path in files):
         if masks := mask_pickle(pickles):
             where = _where(source, base, masks)
-            error = masks_are_pickled(f"source {source.name}: {where}", _convert(where))
-            raise SourceError(error.problem, remedy=error.remedy)
+            problem, remedy = masks_are_pickled(f"source {source.name}: {where}", _convert(where))
+            raise SourceError(problem, remedy=remedy)
         for name in pickles:
             (target / name).unlink()
         if pickles:

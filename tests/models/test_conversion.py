@@ -194,7 +194,7 @@ def test_a_file_that_was_made_to_fill_memory_is_refused(tmp_path: Path) -> None:
         save_tensors(tensors_of(content), size, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", os.urandom(100) + b"\xff", b"\x80\x02}q\x00"])
+@pytest.mark.parametrize("content", [b"", b"\xff" + bytes(range(100)), b"\x80\x02}q\x00"])
 def test_a_file_that_is_no_pickle_is_called_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(ValueError, match="truncated, or no pickle"):
