@@ -102,6 +102,7 @@ def _nodes(count: int) -> Iterator[dict[str, Any]]:
         return
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -110,6 +111,7 @@ def _nodes(count: int) -> Iterator[dict[str, Any]]:
     try:
         yield {"engine": "ray", "actors": count, "ray_address": str(cluster.address)}
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 
