@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import remove, sha256_path, staged, write_json
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.models.encoder import PromptEmbedder
 from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import ModelSet, fused_arrays, shared_tokenizer
 from paser.pool.build import Rows, Rules, build, clean_pool, kept_rows
-from paser.pool.clean import Kept, Withdrawals
+from paser.pool.clean import Kept
 from paser.pool.formats import read_source
 from paser.progress import progress, say, warn
 from paser.settings import Settings, load_settings
 from paser.sources.catalog import Source, load_sources, source_from_uri
 from paser.sources.fetching import fetch_one
-from paser.standalone import DEFAULT_ENCODER
+from paser.standalone import fetch_encoder, group_rows, pool_rules
 
 if TYPE_CHECKING:
     from paser.evaluation.gap import Measured
@@ -158,19 +157,6 @@ def _profile(
     }  # fmt: skip
 
 
-def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
-    """How rows are cleaned outside a project: by its settings, with nothing withdrawn."""
-    return Rules(
-        count=encoder.count,
-        max_tokens=settings.pool.max_tokens,
-        near_duplicate=settings.pool.near_duplicate,
-        holdout_per_label=settings.pool.holdout_per_label,
-        share=settings.pool.share,
-        seed=settings.seed,
-        withdrawals=Withdrawals({}),
-    )
-
-
 def rows_to_measure(
     pool: str | None, pool_format: str, rules: Rules, cache: Cache, work: Path
 ) -> tuple[list[Kept], list[str]]:
@@ -211,21 +197,7 @@ def row_clusters(
     work: Path,
 ) -> list[str]:
     """The cluster of each row, by number and name."""
-    from paser.method.grouping import group
-
-    source = source_from_uri(encoder or DEFAULT_ENCODER, "encoder", name="encoder")
-    fetch_one(source, None, cache, work / "encoder")
-    embedder = PromptEmbedder.load(work / "encoder", sha256_path(work / "encoder"), settings, cache)
-    vectors, _ = embedder(rows)
-    limits = settings.select.concepts, settings.select.phrase_words
-    grouping = group(
-        vectors,
-        vectors[:0],
-        lambda positions: [kept[i].sample.prompt for i in positions],
-        settings.cluster,
-        limits,
-        settings.seed,
-    )
+    grouping = group_rows(rows, kept, fetch_encoder(encoder, cache, work), settings, cache)
     names = {entry["cluster"]: entry["name"] for entry in grouping.describe()["clusters"]}
     return [f"{cluster}: {names[int(cluster)]}" for cluster in grouping.labels]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import remove, sha256_path, staged, write_json, write_table
 from paser.cache import Cache
-from paser.damage import DEFAULT_SOURCES, name_and_model, pool_rules, row_clusters, rows_to_measure
+from paser.damage import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
 from paser.errors import PaserError
 from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
@@ -22,6 +22,7 @@ from paser.progress import say, warn
 from paser.settings import Settings, load_settings
 from paser.sources.catalog import TASK_FORMATS, TASK_ROLE, TEXT_FORMAT, Source, load_sources, source_from_uri
 from paser.sources.fetching import fetch_one
+from paser.standalone import pool_rules
 
 if TYPE_CHECKING:
     from paser.evaluation.gap import Measured

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import (
     columns_of,
@@ -24,7 +25,7 @@ from paser.models.given import fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import open_models, score_rows, shared_tokenizer
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
-from paser.pool.clean import Withdrawals
+from paser.pool.clean import Kept, Withdrawals
 from paser.pool.formats import read_source
 from paser.pool.policy import policy_of
 from paser.progress import say, warn
@@ -33,6 +34,9 @@ from paser.selectors.tables import decision_batches, scored_pool, training_rows
 from paser.settings import Budget, Settings, load_settings
 from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
+
+if TYPE_CHECKING:
+    from paser.method.grouping import Grouping
 
 DEFAULT_BUDGET = "20%"
 DEFAULT_ENCODER = (
@@ -88,37 +92,15 @@ def _select(
     cache: Cache,
     work: Path,
 ) -> dict[str, Any]:
-    from paser.method.grouping import group
-
-    named = source_from_uri(encoder or DEFAULT_ENCODER, "encoder", name="encoder")
-    fetch_one(named, None, cache, work / "encoder")
+    encoder_folder = fetch_encoder(encoder, cache, work)
     tokenizer = shared_tokenizer(models)
     source = source_from_uri(pool, "pool", format=pool_format)
     fetch_one(source, None, cache, work / "pool")
-    rules = Rules(
-        count=SampleEncoder(tokenizer).count,
-        max_tokens=settings.pool.max_tokens,
-        near_duplicate=settings.pool.near_duplicate,
-        holdout_per_label=settings.pool.holdout_per_label,
-        share=settings.pool.share,
-        seed=settings.seed,
-        withdrawals=Withdrawals({}),
-        policy=policy_of(settings.policy),
-    )
+    rules = replace(pool_rules(SampleEncoder(tokenizer), settings), policy=policy_of(settings.policy))
     kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
     table = kept_rows(kept)
     say(f"pool: {len(table)} rows, {len(quarantine)} in quarantine")
-    encoder_folder = work / "encoder"
-    vectors, _ = PromptEmbedder.load(encoder_folder, sha256_path(encoder_folder), settings, cache)(table)
-    limits = settings.select.concepts, settings.select.phrase_words
-    grouping = group(
-        vectors,
-        vectors[:0],
-        lambda positions: [kept[i].sample.prompt for i in positions],
-        settings.cluster,
-        limits,
-        settings.seed,
-    )
+    grouping = group_rows(table, kept, encoder_folder, settings, cache)
     clusters = [
         {"row_id": row["row_id"], "split": "pool", "cluster": int(cluster)}
         for row, cluster in zip(table, grouping.labels, strict=True)
@@ -152,3 +134,40 @@ def _select(
         write_json(folder / "budget.json", report)
     say(summary(report, len(table)))
     return report
+
+
+def fetch_encoder(uri: str | None, cache: Cache, work: Path) -> Path:
+    """The sentence encoder below `work`: the one that was named, else the default."""
+    folder = work / "encoder"
+    fetch_one(source_from_uri(uri or DEFAULT_ENCODER, "encoder", name="encoder"), None, cache, folder)
+    return folder
+
+
+def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
+    """How rows are cleaned outside a project: by its settings, with nothing withdrawn."""
+    return Rules(
+        count=encoder.count,
+        max_tokens=settings.pool.max_tokens,
+        near_duplicate=settings.pool.near_duplicate,
+        holdout_per_label=settings.pool.holdout_per_label,
+        share=settings.pool.share,
+        seed=settings.seed,
+        withdrawals=Withdrawals({}),
+    )
+
+
+def group_rows(
+    rows: Sequence[Mapping[str, Any]], kept: Sequence[Kept], encoder: Path, settings: Settings, cache: Cache
+) -> Grouping:
+    """The clusters of rows by their prompts, as `encoder` embeds them."""
+    from paser.method.grouping import group
+
+    vectors, _ = PromptEmbedder.load(encoder, sha256_path(encoder), settings, cache)(rows)
+    return group(
+        vectors,
+        vectors[:0],
+        lambda positions: [kept[i].sample.prompt for i in positions],
+        settings.cluster,
+        (settings.select.concepts, settings.select.phrase_words),
+        settings.seed,
+    )

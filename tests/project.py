@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from paser.artifacts import write_table
+from paser.records import Sample, sample_to_row
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +71,19 @@ def make_project(folder: Path, dense: Path, encoder: Path, rows: int = 240) -> P
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
     return folder
+
+
+def make_prune_inputs(root: Path, llama: Path) -> None:
+    """What the stage `prune` reads beside params.yaml: the original, no foreign model, calibration rows."""
+    shutil.copytree(llama, root / "data/sources/original/tiny")
+    (root / "data/sources/pruned").mkdir(parents=True)
+    (root / "data/sources/pruned/note.json").write_text("{}")
+    samples = [
+        Sample("tiny", str(i), "MIT", row["instruction"], row["input"], row["output"])
+        for i, row in enumerate(tiny.rows(8))
+    ]
+    rows = [sample_to_row(sample, tokens=50) for sample in samples]
+    write_table(root / "data/calibration.parquet", "pool", rows)
 
 
 def write_settings(folder: Path, changes: dict[str, object]) -> None:

@@ -42,9 +42,10 @@ def _holds_model(path: Path) -> bool:
     return path.is_dir() and (named or any(path.glob("*.gguf")))
 
 
-def _gguf(path: Path) -> str | None:
+def _gguf_argument(path: Path) -> dict[str, Any]:
+    """What transformers must be told to read a folder with a GGUF file; nothing for any other."""
     found = gguf_file(path)
-    return found.name if found else None
+    return {"gguf_file": found.name} if found else {}
 
 
 def quiet_transformers() -> None:
@@ -64,9 +65,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     from paser.models.foreign import tokenizer_folder
 
     path = tokenizer_folder(model_directory(path))
-    extra: dict[str, Any] = {}
-    if gguf := _gguf(path):
-        extra["gguf_file"] = gguf
+    extra = _gguf_argument(path)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **extra
@@ -76,7 +75,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"{path}: the tokenizer cannot be loaded: {_first_line(error)}",
             remedy="the folder needs tokenizer.json or the files of its tokenizer class",
         ) from error
-    if gguf and tokenizer.chat_template:
+    if extra and tokenizer.chat_template:
         # transformers takes the eos token of some GGUF files wrongly; the chat template knows it.
         from paser.models.tokens import SampleEncoder
 
@@ -93,8 +92,7 @@ def load_config(path: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     path = model_directory(path)
-    gguf = _gguf(path)
-    extra: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    extra = _gguf_argument(path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **extra
@@ -133,11 +131,10 @@ def load_causal_lm(
     path = plain_folder(given)
     refuse_pickles(path)
     warn_of_pickles(given)
-    extra: dict[str, Any] = {}
+    extra = _gguf_argument(path)
+    gguf = extra.get("gguf_file")
     kind: Any = AutoModelForCausalLM
-    if gguf := _gguf(path):
-        extra["gguf_file"] = gguf
-    else:
+    if gguf is None:
         extra["use_safetensors"] = True
         kind = fitted_class(path) or kind
         config, said = fewer_blocks(path)

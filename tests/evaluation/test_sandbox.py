@@ -19,8 +19,7 @@ try:
     WHY = ""
 except PaserError as error:
     WHY = str(error.problem)
-needs_sandbox = pytest.mark.skipif(bool(WHY), reason=WHY or "there is a sandbox")
-pytestmark = needs_sandbox
+pytestmark = pytest.mark.skipif(bool(WHY), reason=WHY or "there is a sandbox")
 
 
 def test_a_right_program_passes_and_a_wrong_one_says_why() -> None:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from paser.artifacts import file_digests, write_table
+from paser.artifacts import file_digests
 from paser.errors import StageError
 from paser.pruning.achieved import check_zeros
-from paser.records import Sample, sample_to_row
 from paser.settings import PruneSettings
-from tests import tiny
+from tests import project as projects
 
 
 @pytest.fixture(scope="module")
 def project(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
-    shutil.copytree(llama, root / "data/sources/original/tiny")
-    (root / "data/sources/pruned").mkdir(parents=True)
-    (root / "data/sources/pruned/note.json").write_text("{}")
-    samples = [
-        Sample("tiny", str(i), "MIT", row["instruction"], row["input"], row["output"])
-        for i, row in enumerate(tiny.rows(8))
-    ]
-    rows = [sample_to_row(sample, tokens=50) for sample in samples]
-    write_table(root / "data/calibration.parquet", "pool", rows)
+    projects.make_prune_inputs(root, llama)
     settings: dict[str, Any] = {"model": {"precision": "float32"}, "runtime": {"threads": 1}}
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root

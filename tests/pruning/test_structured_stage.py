@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from paser.artifacts import write_table
 from paser.errors import StageError
-from paser.records import Sample, sample_to_row
 from paser.stages.run import run_stage
-from tests import tiny
+from tests import project as projects
 
 
 def project(root: Path, llama: Path, **prune: Any) -> Path:
-    shutil.copytree(llama, root / "data/sources/original/tiny")
-    (root / "data/sources/pruned").mkdir(parents=True)
-    (root / "data/sources/pruned/note.json").write_text("{}")
-    samples = [
-        Sample("tiny", str(i), "MIT", row["instruction"], row["input"], row["output"])
-        for i, row in enumerate(tiny.rows(8))
-    ]
-    rows = [sample_to_row(sample, tokens=50) for sample in samples]
-    write_table(root / "data/calibration.parquet", "pool", rows)
+    projects.make_prune_inputs(root, llama)
     settings = {"model": {"precision": "float32"}, "runtime": {"threads": 1}, "prune": prune}
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return root
