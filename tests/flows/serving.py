@@ -65,7 +65,13 @@ class Machine:
         return done.stdout
 
     def post(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.url}{path}", json=body, timeout=60.0)
+        """A server whose database is busy answers 503, and is asked again, as Prefect's own clients do."""
+
+        def asked() -> httpx.Response | None:
+            answer = httpx.post(f"{self.url}{path}", json=body, timeout=60.0)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        answer = until(asked, f"an answer to {path}", 60.0)
         answer.raise_for_status()
         return answer.json()
 
