@@ -67,6 +67,14 @@ def select(
     ] = "auto",
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default all-MiniLM-L6-v2.")] = None,
     params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows you evaluate on, a file or URI: whatever shows their prompts is not selected. May be "
+            "repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Select the rows that repair a pruned model, on any models and data, outside DVC.
 
@@ -74,7 +82,11 @@ def select(
     """
     from paser.standalone import select_rows
 
-    select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
+    report = select_rows(original, pruned, pool, budget, out, pool_format, encoder, params, evaluation or [])
+    if as_json:
+        print_json(report | {"out": str(out)})
+    else:
+        print(out / "selected.jsonl")
 
 
 @app.command()
@@ -101,7 +113,7 @@ def damage(
 
     Example: paser damage --original ./dense --pruned wanda=./wanda --pruned 2:4=./two-four --out ./damage
     """
-    from paser.damage import FILES, profile_damage
+    from paser.damage_profile import FILES, profile_damage
 
     profile = profile_damage(original, pruned, pool, out, pool_format, encoder, params)
     if as_json:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import remove, sha256_path, staged, write_json, write_table
 from paser.cache import Cache
-from paser.damage import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
+from paser.damage_profile import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
 from paser.errors import PaserError
 from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paser.damage import FILES, named_models, profile_damage
+from paser.damage_profile import FILES, named_models, profile_damage
 from paser.errors import ModelError, PaserError
 from tests import tiny
 
