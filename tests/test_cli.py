@@ -61,6 +61,33 @@ def test_select_alone(offer: Path, llama: Path, sparse_llama: Path, encoder: Pat
     assert "picked exists and is not empty" in again.stderr
 
 
+def test_what_is_evaluated_is_not_selected(
+    offer: Path, llama: Path, sparse_llama: Path, encoder: Path
+) -> None:
+    held = [row | {"output": "another answer"} for row in tiny.rows(120)[:4]]
+    tiny.write_jsonl(offer / "first.jsonl", held[:2])
+    tiny.write_jsonl(offer / "second.jsonl", [{"prompt": held[3]["instruction"], "completion": "no"}])
+    words = selection(offer, llama, sparse_llama, encoder, "clean", "--budget", "100%", "--json")
+    done = paser(offer, *words, "--evaluation", "first.jsonl", "--evaluation", "second.jsonl")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["out"] == "clean"
+    decisions = read_rows(offer / "clean/decisions.parquet", "decisions")
+    refused = {d["row_id"]: d["detail"] for d in decisions if d["reason"] == "contaminated"}
+    assert report["rejected"]["contaminated"] == len(refused) >= 3
+    assert {detail.split(" of ")[1].split(":")[0] for detail in refused.values()} == {
+        "first.jsonl", "second.jsonl",
+    }  # fmt: skip
+    texts = {row["instruction"] + row["input"] for row in read_jsonl(offer / "clean/selected.jsonl")}
+    assert not texts & {row["instruction"] + row["input"] for row in (*held[:2], held[3])}
+    assert read_json(offer / "clean/contamination.json")["selected"] == 0
+    missing = paser(
+        offer, *selection(offer, llama, sparse_llama, encoder, "none"), "--evaluation", "no.jsonl"
+    )
+    assert missing.returncode == 1
+    assert "no.jsonl does not exist" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -69,6 +69,22 @@ def test_other_vocabularies_and_folders_in_use_are_refused(offer: Path, llama: P
         profile_damage(str(llama), [str(other)], "pool.jsonl", other)
 
 
+def test_rows_that_the_policy_refuses_are_not_measured(
+    offer: Path, llama: Path, sparse_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.rows(30)
+    rows[0]["output"] += " Write to someone@example.org."
+    rows[1]["license"] = "CC-BY-NC-4.0"
+    tiny.write_jsonl(offer / "personal.jsonl", rows)
+    policy = "policy: {personal: [email], licenses_refused: [CC-BY-NC-*]}\n"
+    (offer / "policy.yaml").write_text(SMALL + policy, encoding="utf-8")
+    found = profile_damage(
+        str(llama), [str(sparse_llama)], "personal.jsonl", offer / "out", params=offer / "policy.yaml"
+    )
+    assert found["rows"] == 28
+    assert "2 rows are left out: license 1, pattern 1" in capsys.readouterr().err
+
+
 def test_names_of_pruned_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
