@@ -53,6 +53,76 @@ def demo(project: Project = HERE) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="A new or empty folder.")],
+    original: Annotated[str | None, typer.Option(help="The dense model: a folder, or a URI.")] = None,
+    pruned: Annotated[
+        str | None, typer.Option(help="A model that is pruned already; default: the pipeline prunes.")
+    ] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="Instruction rows: a file or URI. May be repeated.")
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Rows to calibrate pruning on; default: some of the pool.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default all-MiniLM-L6-v2.")] = None,
+    rows_format: Annotated[
+        str, typer.Option("--format", help="Of the rows: auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    license: Annotated[str, typer.Option(help="Of rows and model, as an SPDX identifier.")] = "unknown",
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="FOLDER is such a project: note PASER's code after an upgrade."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write commented params.yaml, dvc.yaml and data/sources.yaml for your own models and data.
+
+    Local models and rows are linked, or copied, into FOLDER/data/raw.
+
+    Example: paser init ./mine --original ./dense --pruned ./pruned --pool ./pool.jsonl
+
+    Example: paser init . --refresh
+    """
+    from paser.starter import project as starting
+
+    if refresh:
+        changed = starting.refresh(folder)
+        if as_json:
+            print_json({"folder": str(folder), "changed": changed})
+        else:
+            print(f"{folder / starting.CODE}: code changed in {', '.join(changed) or 'no stage'}")
+        return
+    wanted = starting.Wanted(original, pruned, pool or (), calibration or (), encoder, rows_format, license)
+    missing = starting.start(folder, wanted)
+    if as_json:
+        print_json({"folder": str(folder), "missing": [str(path) for path in missing]})
+        return
+    for path in missing:
+        print(f"put your own at {path}, or name a URI in {folder / 'data' / 'sources.yaml'}")
+    print(f"cd {folder} && git init && dvc init && paser doctor && dvc repro")
+
+
+@app.command()
+def doctor(project: Project = HERE, as_json: AsJson = False) -> None:
+    """Check Python, packages, device, memory, disk, DVC, Prefect and the project's sources; say what to do.
+
+    Exit code 1 when something is broken; warnings alone are 0.
+
+    Example: paser doctor --project ./mine
+    """
+    from paser import doctor as examining
+
+    found = examining.examine(project.resolve())
+    if as_json:
+        print_json(examining.as_json(found))
+    else:
+        examining.render(found)
+    if not examining.healthy(found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def select(
     original: Annotated[str, typer.Option(help="The dense model: a folder, or a file:, hf: or pypi: URI.")],
     pruned: Annotated[str, typer.Option(help="The pruned model: likewise.")],
