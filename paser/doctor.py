@@ -138,7 +138,8 @@ def _extras(project: Path) -> Iterator[Check]:
     from packaging.requirements import Requirement
 
     needed = [Requirement(text) for text in requires("paser") or ()]
-    there, lacking = [], []
+    there: list[str] = []
+    lacking: list[str] = []
     for name in metadata("paser").get_all("Provides-Extra") or ():
         if name not in EXTRAS:
             continue
@@ -237,9 +238,8 @@ def _sources(project: Path) -> Iterator[Check]:
     unknown = [source.name for source in sources if source.license == "unknown"]
     if refused:
         found = f"refused by `policy`: {', '.join(refused)}"
-        yield Check(
-            "licences", "warning", found, "their rows go to quarantine: remove them, or change `policy`"
-        )
+        remedy = "their rows go to quarantine: remove the source, or change `policy`"
+        yield Check("licences", "warning", found, remedy)
     elif unknown:
         found = f"unknown for {', '.join(unknown)}"
         yield Check("licences", "warning", found, "write `license:` in data/sources.yaml; the audit shows it")
@@ -276,9 +276,8 @@ def _dvc(project: Path) -> Iterator[Check]:
         found = "none: models and rows are on this machine alone"
         yield Check("DVC remote", "warning", found, "dvc remote add -d NAME URL; workers need one")
     elif default not in remotes:
-        found = (
-            f"{', '.join(remotes)}, but no default" if default is None else f"the default {default} is none"
-        )
+        why = "but no default" if default is None else f"but the default is {default}"
+        found = f"{', '.join(remotes)}, {why}"
         yield Check("DVC remote", "warning", found, f"dvc remote default {remotes[0]}")
     else:
         yield Check("DVC remote", "ok", f"{default}: {config[f'remote.{default}.url']}")

@@ -1,8 +1,8 @@
 """`paser init`: a folder with settings, sources and stages for somebody's own models and data.
 
-Settings and stages are the repository's own files, so that there is one truth. Only the code that a stage depends
-on is named differently: an installed package has no files in the project, so `paser.yaml` holds digests of it
-(docs/decisions/0017-init.md).
+Settings and stages are the repository's own files, so that there is one truth. Only the code that a stage
+depends on is named differently: an installed package has no files in the project, so `paser.yaml` holds
+digests of it (docs/decisions/0017-init.md).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ STARTER = Path(__file__).parent
 CALIBRATION_ROWS = 64
 _DVC_HEADER = """\
 # The twelve stages. `dvc repro` runs what is stale and nothing else; `paser stage NAME` runs one stage.
-# The code of a stage is not in this folder: paser.yaml has a digest of it, by stage. After an upgrade of PASER,
-# `paser init . --refresh` writes the new ones, and DVC runs the stages whose code changed.
+# The code of a stage is not in this folder: paser.yaml has a digest of it, by stage. After an upgrade of
+# PASER, `paser init . --refresh` writes the new ones, and DVC runs the stages whose code changed.
 # `meta` is for those who schedule stages: gpu, retries, and hours as a time limit. `dvc repro` ignores it.
 """
 _CODE_HEADER = """\
@@ -123,7 +123,7 @@ def start(folder: Path, wanted: Wanted) -> list[Path]:
 def refresh(folder: Path) -> list[str]:
     """Writes the digests of the installed code to `paser.yaml`; returns the stages whose code changed.
 
-    Raises `PaserError` where the folder has no such file, or its `dvc.yaml` does not fit the installed stages.
+    Raises `PaserError` where the folder has no such file, or its `dvc.yaml` does not fit the stages.
     """
     if misfits := misfitting(folder):
         raise PaserError(
@@ -206,11 +206,9 @@ def _starter(name: str) -> str:
 
 
 def _settings(external: str | None) -> str:
-    text = _starter("params.yaml").replace(
-        "# PASER's settings. Every key says what it is, its type and its range. An unknown key is an error.\n",
-        "# PASER's settings. Every key says what it is, its type and its range. An unknown key is an error.\n"
-        "# `paser plan` says what a run with them costs; change one, and `dvc repro` runs what depends on it.\n",
-    )
+    first, _, rest = _starter("params.yaml").partition("\n")
+    more = "# `paser plan` says what a run costs; `dvc repro` runs what depends on a changed key."
+    text = f"{first}\n{more}\n{rest}"
     return text.replace("  external: null\n", f"  external: {yaml_text(external)}\n") if external else text
 
 
