@@ -18,7 +18,15 @@ from paser.progress import console
 app = typer.Typer(
     name="paser",
     help="Find what pruning broke in a language model, pick the few samples that repair it, recover the "
-    "model, and prove which rows went into it.",
+    "model, and prove which rows went into it.\n\n"
+    "Start: `paser doctor`, `paser init FOLDER`, or `paser select --help` for selection alone.",
+    epilog="\b\n"
+    "Exit codes:\n"
+    "  0    done, or the answer is yes\n"
+    "  1    an error, with its cause and remedy; or a check that failed\n"
+    "  2    a wrong option or argument\n"
+    "  3    the question was answered with no (audit, catalogue)\n"
+    "  130  interrupted; the same command goes on where it stopped",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -46,7 +54,10 @@ def options(
 
 @app.command()
 def demo(project: Project = HERE) -> None:
-    """Run the whole pipeline on the default model and data, and show the result."""
+    """Run the whole pipeline of a project and show the result; in a clone, on the default model and data.
+
+    Example: paser demo
+    """
     from paser.demo import run_demo
 
     run_demo(project.resolve())
@@ -301,6 +312,7 @@ def models_convert(
         Path | None,
         typer.Option(help="The dense model: configuration and tokenizer, where the pickle has none."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take tensors and configuration out of a pickle, in a process of its own, without running any of it.
 
@@ -309,6 +321,9 @@ def models_convert(
     from paser.models.conversion import convert
 
     done = convert(pickle, out, original)
+    if as_json:
+        print_json({**vars(done), "out": str(done.out)})
+        return
     print(f"{done.out}: {done.tensors} tensors")
     if done.stand_ins:
         print(f"not loaded, only their values read: {', '.join(done.stand_ins)}")
@@ -395,6 +410,7 @@ def concepts(
     selection: Annotated[
         Path | None, typer.Option(help="A folder that `paser select` wrote, instead of a project.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export the concept graph of a finished selection as GraphML, for networkx, Gephi and others.
 
@@ -404,26 +420,35 @@ def concepts(
 
     graph = read_graph(selection or project / "data")
     write_graphml(out, graph)
-    print(f"{out}: {len(graph):,} concepts")
+    if as_json:
+        print_json({"out": str(out), "concepts": len(graph)})
+    else:
+        print(f"{out}: {len(graph):,} concepts")
 
 
 @app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="fetch, pool, prune, embed, cluster, score, select, ...")],
     project: Project = HERE,
+    as_json: AsJson = False,
 ) -> None:
-    """Run one stage by itself, on what the stages before it wrote.
+    """Run one stage by itself, on what the stages before it wrote; with --json, print its record.
 
     Example: paser stage score
     """
     from paser.stages.run import run_stage
 
-    run_stage(name, project.resolve())
+    record = run_stage(name, project.resolve())
+    if as_json:
+        print_json(record)
 
 
 @app.command()
 def result(project: Project = HERE, as_json: AsJson = False) -> None:
-    """Show what recovery gave back, by capability."""
+    """Show what recovery gave back, by capability.
+
+    Example: paser result --json
+    """
     from paser.artifacts import read_json
 
     metrics = read_json(project / "data" / "metrics.json")
@@ -436,46 +461,83 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
 
 
 @cache.command("info")
-def cache_info(project: Project = HERE) -> None:
-    """Where the cache is and how much it holds."""
+def cache_info(project: Project = HERE, as_json: AsJson = False) -> None:
+    """Where the cache is and how much it holds.
+
+    Example: paser cache info
+    """
     from paser.cache import Cache
 
     kept = Cache.of(project.resolve())
-    print(f"{kept.root}: {kept.size() / 1e9:.2f} GB")
+    if as_json:
+        print_json({"cache": str(kept.root), "bytes": kept.size()})
+    else:
+        print(f"{kept.root}: {kept.size() / 1e9:.2f} GB")
 
 
 @cache.command("prune")
 def cache_prune(
     project: Project = HERE,
-    keep_gb: Annotated[float, typer.Option(help="Gigabytes to keep, the newest.")] = 0.0,
+    keep_gb: Annotated[float, typer.Option(min=0, help="Gigabytes to keep, the newest.")] = 0.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove what was used longest ago. Results are never in the cache; only time is lost."""
+    """Remove what was used longest ago. Results are never in the cache; only time is lost.
+
+    Example: paser cache prune --keep-gb 5
+    """
     from paser.cache import Cache
 
     removed = Cache.of(project.resolve()).prune(int(keep_gb * 1e9))
-    print(f"{len(removed)} entries removed")
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"{len(removed)} entries removed")
 
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Example: paser version
+    """
     print(__version__)
 
 
 def main() -> None:
-    """Entry point: a PaserError is printed as its message, with exit code 1."""
+    """Entry point: an error is printed as cause and remedy, with exit code 1."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # PASER shows its own progress, libraries none
     try:
         app()
-    except PaserError as error:
+    except Exception as error:
         if os.environ.get("PASER_DEBUG"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        known = error if isinstance(error, PaserError) else _unforeseen(error)
+        print(f"error: {known}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("interrupted; finished shards are kept, run the same command again", file=sys.stderr)
         raise
+
+
+def _unforeseen(error: Exception) -> PaserError:
+    """An error of the machine, or of PASER itself, in its own words and with the place it came from."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(__file__).parent in Path(frame.filename).parents
+    ]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    said = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError):
+        return PaserError(f"{said}{where}", remedy="check that the path exists, may be used, and has room")
+    if isinstance(error, MemoryError) or "out of memory" in said.lower():
+        remedy = "`paser plan` says what a run needs; lower score.batch_tokens or recover.micro_batch_size"
+        return PaserError(f"out of memory{where}: {said}", remedy=remedy)
+    return PaserError(
+        f"{type(error).__name__}{where}: {said}",
+        remedy="PASER did not foresee this: `paser --debug ...` shows the trace, please report it",
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from paser.models.shards import Arrays
 
 FILES = ("damage.csv", "damage.json", "damage.svg", "damage.png")
-DEFAULT_SOURCES = Path(__file__).parent.parent / "data" / "sources.yaml"
+DEFAULT_SOURCES = (Path(__file__).parent / "starter" / "sources.yaml").resolve()
 DEFAULT_ROWS = "held-out rows of the default sources"
 _FEW_ROWS = 10
 
@@ -184,11 +184,6 @@ def rows_to_measure(
     """The rows to measure on, cleaned, and the public benchmarks they are items of."""
     if pool is not None:
         return clean_rows(fetch_rows(pool, "pool", pool_format, cache, work), rules), []
-    if not DEFAULT_SOURCES.exists():
-        raise PaserError(
-            "the default rows come with the repository, which is not installed here",
-            remedy="give your own with --pool FILE (a `label` in each row says its capability)",
-        )
     sources = [s for s in load_sources(DEFAULT_SOURCES) if s.role in ("pool", "calibration")]
     found: dict[str, list[Rows]] = {"pool": [], "calibration": []}
     with progress("fetching", len(sources), "sources") as advance:

@@ -183,7 +183,7 @@ def _local_tasks(
     wanted: Wanted, cache: Cache, work: Path
 ) -> tuple[dict[str, tuple[Path, Source]], tuple[list[str], list[str]]]:
     """Folder and source of each local task and text by name, and the names of both in their order."""
-    listed = load_sources(DEFAULT_SOURCES) if DEFAULT_SOURCES.exists() else []
+    listed = load_sources(DEFAULT_SOURCES)
     known = {source.name: source for source in listed if source.role == TASK_ROLE}
     chosen: dict[str, Source] = {}
     tasks, texts = [], []
