@@ -385,6 +385,8 @@ def plan(
 ) -> None:
     """Estimate what a run will cost: tokens, time, memory, disk. Loads and fetches nothing.
 
+    In a project that has run, what the stages took is shown beside it.
+
     Example: paser plan --params recipes/alpaca-wanda-2-4.yaml --model recipes/models/llama-7b --rows 52002
     --tflops 312 --memory 80
     """
@@ -397,10 +399,11 @@ def plan(
     size = planning.size_of(config, settings.recover.targets, settings.recover.rank)
     speed = tflops or planning.measured_tflops(settings.model.precision)
     found = planning.estimate(settings, size, pool, speed)
+    took = {} if params or model or rows else planning.last_run(project)
     if as_json:
-        print_json(found.as_json())
+        print_json(found.as_json() | {"last_run": took})
     else:
-        planning.render(found, memory, console())
+        planning.render(found, memory, console(), took)
 
 
 @app.command()

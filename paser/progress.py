@@ -57,7 +57,7 @@ def rate(done: float, seconds: float, unit: str) -> str:
     if not done or seconds <= 0:
         return f"- {unit}/s"
     each, many = seconds / done, done / seconds
-    if each > 2:
+    if each > 1:
         return f"{each:.3g} s each"
     return f"{many:,.0f} {unit}/s" if many >= 100 else f"{many:.3g} {unit}/s"
 
