@@ -370,7 +370,7 @@ def plan(
     params: Annotated[Path | None, typer.Option(help="Settings; default: params.yaml.")] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A config.json or its folder; default: data/models/original."),
+        typer.Option(help="A config.json or its folder; default: the project's original model."),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows of the pool; default: counted.")] = None,
     row_tokens: Annotated[
@@ -395,7 +395,7 @@ def plan(
 
     settings = load_settings(params or project / "params.yaml")
     pool = planning.Pool(rows, row_tokens) if rows else planning.pool_of(project)
-    config = model or project / "data" / "models" / "original"
+    config = model or planning.model_of(project)
     size = planning.size_of(config, settings.recover.targets, settings.recover.rank)
     speed = tflops or planning.measured_tflops(settings.model.precision)
     found = planning.estimate(settings, size, pool, speed)
@@ -536,9 +536,9 @@ def _unforeseen(error: Exception) -> PaserError:
         return PaserError(f"{said}{where}", remedy="check that the path exists, may be used, and has room")
     if isinstance(error, MemoryError) or "out of memory" in said.lower():
         remedy = "`paser plan` says what a run needs; lower score.batch_tokens or recover.micro_batch_size"
-        return PaserError(f"out of memory{where}: {said}", remedy=remedy)
+        return PaserError(f"out of memory: {said}{where}", remedy=remedy)
     return PaserError(
-        f"{type(error).__name__}{where}: {said}",
+        f"{type(error).__name__}: {said}{where}",
         remedy="PASER did not foresee this: `paser --debug ...` shows the trace, please report it",
     )
 

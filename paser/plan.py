@@ -260,6 +260,19 @@ def measured_tflops(precision: str, repeats: int = 3) -> float:
     return 2 * width**3 / best / 1e12
 
 
+def model_of(project: Path) -> Path:
+    """The original model of a project: as `prune` left it, else as its source list names it, where it is
+    local."""
+    from paser.sources.catalog import load_sources
+    from paser.sources.uri import FileUri, parse_uri
+
+    path, listed = project / "data" / "models" / "original", project / "data" / "sources.yaml"
+    if path.exists() or not listed.exists():
+        return path
+    uris = [parse_uri(source.uri) for source in load_sources(listed) if source.role == "original"]
+    return next((listed.parent / "raw" / uri.path for uri in uris if isinstance(uri, FileUri)), path)
+
+
 def pool_of(project: Path) -> Pool:
     """The pool of a project whose stage `pool` has run."""
     from paser.artifacts import read_columns

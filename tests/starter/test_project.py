@@ -79,6 +79,10 @@ def test_models_and_rows_come_below_data_raw_or_stay_uris(tmp_path: Path, llama:
     assert (raw / "original/model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
     assert (raw / "encoder/1_Pooling/config.json").exists()
     assert load_settings(folder / "params.yaml").prune.external == "hf:owner/pruned@main"
+    words = ["plan", "--project", str(folder), "--rows", "1000", "--tflops", "1", "--json"]
+    planned = json.loads(CliRunner().invoke(app, words).stdout)
+    assert planned["pool"]["rows"] == 1000
+    assert planned["model"]["layers"] == 2
 
 
 def test_what_is_not_there_or_in_the_way_is_an_error(tmp_path: Path) -> None:
