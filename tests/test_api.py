@@ -91,7 +91,7 @@ def test_objects_give_what_the_command_line_gives(
     texts = [row["instruction"] for row in read_jsonl(here / "picked/selected.jsonl")]
     assert texts == found.selected["instruction"][:]
     assert sorted(path.name for path in found.write("mine").iterdir()) == sorted(FILES)
-    for name in ("scores.parquet", "decisions.parquet", "clusters.json"):
+    for name in ("scores.parquet", "decisions.parquet", "clusters.json", "budget.json"):
         assert (here / "mine" / name).read_bytes() == (here / "picked" / name).read_bytes()
     with pytest.raises(PaserError, match="mine exists and is not empty"):
         found.write("mine")
@@ -120,6 +120,8 @@ def test_lists_frames_files_and_paths_are_the_same_to_it(
     assert len(selected[0]) == 10
     assert selected[0] == selected[1] == selected[2]
     assert not set(selected[0]) & set(kept)
+    everything = paser.select(llama, sparse_llama, rows, 1.0, encoder=encoder, settings=SMALL)
+    assert everything.budget["budget"] == 40
 
 
 def test_damage_of_several_models(here: Path, llama: Path, sparse_llama: Path) -> None:
