@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 import paser
-from paser.artifacts import files_below
+from paser.artifacts import files_below, remove
 from paser.errors import PaserError
 from paser.lineage.record import code_digest
 from paser.pool.clean import COLUMNS
@@ -104,19 +104,30 @@ def start(folder: Path, wanted: Wanted) -> list[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(p.name[0] != "." for p in folder.iterdir())):
         raise PaserError(f"{folder} is not empty", remedy="name a new folder; `--refresh` is for a project")
+    new = not folder.exists()
+    try:
+        return _write(folder, wanted)
+    except BaseException:
+        remove(folder / "data")
+        if new:
+            remove(folder)
+        raise
+
+
+def _write(folder: Path, wanted: Wanted) -> list[Path]:
     raw = _Raw(folder / "data" / "raw")
-    raw.folder.mkdir(parents=True, exist_ok=True)
+    raw.folder.mkdir(parents=True)
     sources = _sources(wanted, raw)
     external = raw.take(wanted.pruned, "pruned") if wanted.pruned else None
+    (folder / "data" / "sources.yaml").write_text(sources, encoding="utf-8")
+    load_sources(folder / "data" / "sources.yaml")
+    (folder / "data" / "withdrawn.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     (folder / "params.yaml").write_text(_settings(external), encoding="utf-8")
     (folder / "dvc.yaml").write_text(stages(_starter("dvc.yaml")), encoding="utf-8")
     (folder / CODE).write_text(code(), encoding="utf-8")
-    (folder / "data" / "sources.yaml").write_text(sources, encoding="utf-8")
-    (folder / "data" / "withdrawn.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     for name, text in ((".gitignore", _starter("gitignore")), (".dvcignore", _DVCIGNORE)):
         if not (folder / name).exists():
             (folder / name).write_text(text, encoding="utf-8")
-    load_sources(folder / "data" / "sources.yaml")
     return raw.missing
 
 

@@ -89,6 +89,7 @@ def test_what_is_not_there_or_in_the_way_is_an_error(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["init", str(tmp_path / "a"), "--original", "nowhere"])
     assert isinstance(found.exception, PaserError)
     assert "nowhere does not exist" in str(found.exception)
+    assert not (tmp_path / "a").exists()
     (tmp_path / "b").mkdir()
     (tmp_path / "b/notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(PaserError, match="is not empty"):
