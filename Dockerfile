@@ -22,7 +22,8 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     TOKENIZERS_PARALLELISM=false
 
 WORKDIR /opt/paser
-COPY pyproject.toml constraints-cuda.txt README.md LICENSE ./
+COPY pyproject.toml constraints-cuda.txt README.md LICENSE dvc.yaml params.yaml ./
+COPY data/sources.yaml data/
 COPY paser paser
 RUN pip install --constraint constraints-cuda.txt '.[flows,ray]'
 

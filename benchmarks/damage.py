@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.data import ROOT, original_model
 from benchmarks.pruning import CASES, pruned_model
 from paser.cache import Cache
-from paser.damage import profile_damage
+from paser.damage_profile import profile_damage
 from paser.progress import say
 
 FIGURE = ROOT / "docs/images/damage"

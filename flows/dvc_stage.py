@@ -21,7 +21,15 @@ from paser.artifacts import fingerprint
 T = TypeVar("T")
 POLL_SECONDS = 0.5
 # What DVC reads when it opens a project; digests of data are taken anew with each question.
-_READ_ONCE = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvcignore", ".dvc/config", ".dvc/config.local")
+_READ_ONCE = (
+    "dvc.yaml",
+    "dvc.lock",
+    "params.yaml",
+    "paser.yaml",
+    ".dvcignore",
+    ".dvc/config",
+    ".dvc/config.local",
+)
 _ONE_THREAD = threading.Lock()
 _OPEN: dict[Path, tuple[tuple[tuple[int, int] | None, ...], Any]] = {}
 

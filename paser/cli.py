@@ -18,7 +18,15 @@ from paser.progress import console
 app = typer.Typer(
     name="paser",
     help="Find what pruning broke in a language model, pick the few samples that repair it, recover the "
-    "model, and prove which rows went into it.",
+    "model, and prove which rows went into it.\n\n"
+    "Start: `paser doctor`, `paser init FOLDER`, or `paser select --help` for selection alone.",
+    epilog="\b\n"
+    "Exit codes:\n"
+    "  0    done, or the answer is yes\n"
+    "  1    an error, with its cause and remedy; or a check that failed\n"
+    "  2    a wrong option or argument\n"
+    "  3    the question was answered with no (audit, catalogue)\n"
+    "  130  interrupted; the same command goes on where it stopped",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -46,10 +54,83 @@ def options(
 
 @app.command()
 def demo(project: Project = HERE) -> None:
-    """Run the whole pipeline on the default model and data, and show the result."""
+    """Run the whole pipeline of a project and show the result; in a clone, on the default model and data.
+
+    Example: paser demo
+    """
     from paser.demo import run_demo
 
     run_demo(project.resolve())
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="A new or empty folder.")],
+    original: Annotated[str | None, typer.Option(help="The dense model: a folder, or a URI.")] = None,
+    pruned: Annotated[
+        str | None, typer.Option(help="A model that is pruned already; default: the pipeline prunes.")
+    ] = None,
+    pool: Annotated[
+        list[str] | None, typer.Option(help="Instruction rows: a file or URI. May be repeated.")
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Rows to calibrate pruning on; default: some of the pool.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default all-MiniLM-L6-v2.")] = None,
+    rows_format: Annotated[
+        str, typer.Option("--format", help="Of the rows: auto, alpaca, sharegpt, chat or completion.")
+    ] = "auto",
+    license: Annotated[str, typer.Option(help="Of rows and model, as an SPDX identifier.")] = "unknown",
+    refresh: Annotated[
+        bool,
+        typer.Option("--refresh", help="FOLDER is such a project: note PASER's code after an upgrade."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write commented params.yaml, dvc.yaml and data/sources.yaml for your own models and data.
+
+    Local models and rows are linked, or copied, into FOLDER/data/raw.
+
+    Example: paser init ./mine --original ./dense --pruned ./pruned --pool ./pool.jsonl
+
+    Example: paser init . --refresh
+    """
+    from paser.starter import project as starting
+
+    if refresh:
+        changed = starting.refresh(folder)
+        if as_json:
+            print_json({"folder": str(folder), "changed": changed})
+        else:
+            print(f"{folder / starting.CODE}: code changed in {', '.join(changed) or 'no stage'}")
+        return
+    wanted = starting.Wanted(original, pruned, pool or (), calibration or (), encoder, rows_format, license)
+    missing = starting.start(folder, wanted)
+    if as_json:
+        print_json({"folder": str(folder), "missing": [str(path) for path in missing]})
+        return
+    for path in missing:
+        print(f"put your own at {path}, or name a URI in {folder / 'data' / 'sources.yaml'}")
+    print(f"cd {folder} && git init && dvc init && paser doctor && dvc repro")
+
+
+@app.command()
+def doctor(project: Project = HERE, as_json: AsJson = False) -> None:
+    """Check Python, packages, device, memory, disk, DVC, Prefect and the project's sources; say what to do.
+
+    Exit code 1 when something is broken; warnings alone are 0.
+
+    Example: paser doctor --project ./mine
+    """
+    from paser import doctor as examining
+
+    found = examining.examine(project.resolve())
+    if as_json:
+        print_json(examining.as_json(found))
+    else:
+        examining.render(found)
+    if not examining.healthy(found):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -67,6 +148,14 @@ def select(
     ] = "auto",
     encoder: Annotated[str | None, typer.Option(help="Sentence encoder; default all-MiniLM-L6-v2.")] = None,
     params: Annotated[Path | None, typer.Option(help="A params.yaml with other settings.")] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows you evaluate on, a file or URI: whatever shows their prompts is not selected. May be "
+            "repeated."
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Select the rows that repair a pruned model, on any models and data, outside DVC.
 
@@ -74,7 +163,11 @@ def select(
     """
     from paser.standalone import select_rows
 
-    select_rows(original, pruned, pool, budget, out, pool_format, encoder, params)
+    report = select_rows(original, pruned, pool, budget, out, pool_format, encoder, params, evaluation or [])
+    if as_json:
+        print_json(report | {"out": str(out)})
+    else:
+        print(out / "selected.jsonl")
 
 
 @app.command()
@@ -101,7 +194,7 @@ def damage(
 
     Example: paser damage --original ./dense --pruned wanda=./wanda --pruned 2:4=./two-four --out ./damage
     """
-    from paser.damage import FILES, profile_damage
+    from paser.damage_profile import FILES, profile_damage
 
     profile = profile_damage(original, pruned, pool, out, pool_format, encoder, params)
     if as_json:
@@ -219,6 +312,7 @@ def models_convert(
         Path | None,
         typer.Option(help="The dense model: configuration and tokenizer, where the pickle has none."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take tensors and configuration out of a pickle, in a process of its own, without running any of it.
 
@@ -227,6 +321,9 @@ def models_convert(
     from paser.models.conversion import convert
 
     done = convert(pickle, out, original)
+    if as_json:
+        print_json({**vars(done), "out": str(done.out)})
+        return
     print(f"{done.out}: {done.tensors} tensors")
     if done.stand_ins:
         print(f"not loaded, only their values read: {', '.join(done.stand_ins)}")
@@ -273,7 +370,7 @@ def plan(
     params: Annotated[Path | None, typer.Option(help="Settings; default: params.yaml.")] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A config.json or its folder; default: data/models/original."),
+        typer.Option(help="A config.json or its folder; default: the project's original model."),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Rows of the pool; default: counted.")] = None,
     row_tokens: Annotated[
@@ -288,6 +385,8 @@ def plan(
 ) -> None:
     """Estimate what a run will cost: tokens, time, memory, disk. Loads and fetches nothing.
 
+    In a project that has run, what the stages took is shown beside it.
+
     Example: paser plan --params recipes/alpaca-wanda-2-4.yaml --model recipes/models/llama-7b --rows 52002
     --tflops 312 --memory 80
     """
@@ -296,14 +395,15 @@ def plan(
 
     settings = load_settings(params or project / "params.yaml")
     pool = planning.Pool(rows, row_tokens) if rows else planning.pool_of(project)
-    config = model or project / "data" / "models" / "original"
+    config = model or planning.model_of(project)
     size = planning.size_of(config, settings.recover.targets, settings.recover.rank)
     speed = tflops or planning.measured_tflops(settings.model.precision)
     found = planning.estimate(settings, size, pool, speed)
+    took = {} if params or model or rows else planning.last_run(project)
     if as_json:
-        print_json(found.as_json())
+        print_json(found.as_json() | {"last_run": took})
     else:
-        planning.render(found, memory, console())
+        planning.render(found, memory, console(), took)
 
 
 @app.command()
@@ -313,6 +413,7 @@ def concepts(
     selection: Annotated[
         Path | None, typer.Option(help="A folder that `paser select` wrote, instead of a project.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Export the concept graph of a finished selection as GraphML, for networkx, Gephi and others.
 
@@ -322,26 +423,35 @@ def concepts(
 
     graph = read_graph(selection or project / "data")
     write_graphml(out, graph)
-    print(f"{out}: {len(graph):,} concepts")
+    if as_json:
+        print_json({"out": str(out), "concepts": len(graph)})
+    else:
+        print(f"{out}: {len(graph):,} concepts")
 
 
 @app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="fetch, pool, prune, embed, cluster, score, select, ...")],
     project: Project = HERE,
+    as_json: AsJson = False,
 ) -> None:
-    """Run one stage by itself, on what the stages before it wrote.
+    """Run one stage by itself, on what the stages before it wrote; with --json, print its record.
 
     Example: paser stage score
     """
     from paser.stages.run import run_stage
 
-    run_stage(name, project.resolve())
+    record = run_stage(name, project.resolve())
+    if as_json:
+        print_json(record)
 
 
 @app.command()
 def result(project: Project = HERE, as_json: AsJson = False) -> None:
-    """Show what recovery gave back, by capability."""
+    """Show what recovery gave back, by capability.
+
+    Example: paser result --json
+    """
     from paser.artifacts import read_json
 
     metrics = read_json(project / "data" / "metrics.json")
@@ -354,46 +464,83 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
 
 
 @cache.command("info")
-def cache_info(project: Project = HERE) -> None:
-    """Where the cache is and how much it holds."""
+def cache_info(project: Project = HERE, as_json: AsJson = False) -> None:
+    """Where the cache is and how much it holds.
+
+    Example: paser cache info
+    """
     from paser.cache import Cache
 
     kept = Cache.of(project.resolve())
-    print(f"{kept.root}: {kept.size() / 1e9:.2f} GB")
+    if as_json:
+        print_json({"cache": str(kept.root), "bytes": kept.size()})
+    else:
+        print(f"{kept.root}: {kept.size() / 1e9:.2f} GB")
 
 
 @cache.command("prune")
 def cache_prune(
     project: Project = HERE,
-    keep_gb: Annotated[float, typer.Option(help="Gigabytes to keep, the newest.")] = 0.0,
+    keep_gb: Annotated[float, typer.Option(min=0, help="Gigabytes to keep, the newest.")] = 0.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Remove what was used longest ago. Results are never in the cache; only time is lost."""
+    """Remove what was used longest ago. Results are never in the cache; only time is lost.
+
+    Example: paser cache prune --keep-gb 5
+    """
     from paser.cache import Cache
 
     removed = Cache.of(project.resolve()).prune(int(keep_gb * 1e9))
-    print(f"{len(removed)} entries removed")
+    if as_json:
+        print_json({"removed": removed})
+    else:
+        print(f"{len(removed)} entries removed")
 
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    Example: paser version
+    """
     print(__version__)
 
 
 def main() -> None:
-    """Entry point: a PaserError is printed as its message, with exit code 1."""
+    """Entry point: an error is printed as cause and remedy, with exit code 1."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # PASER shows its own progress, libraries none
     try:
         app()
-    except PaserError as error:
+    except Exception as error:
         if os.environ.get("PASER_DEBUG"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        known = error if isinstance(error, PaserError) else _unforeseen(error)
+        print(f"error: {known}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             print("interrupted; finished shards are kept, run the same command again", file=sys.stderr)
         raise
+
+
+def _unforeseen(error: Exception) -> PaserError:
+    """An error of the machine, or of PASER itself, in its own words and with the place it came from."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(__file__).parent in Path(frame.filename).parents
+    ]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    said = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError):
+        return PaserError(f"{said}{where}", remedy="check that the path exists, may be used, and has room")
+    if isinstance(error, MemoryError) or "out of memory" in said.lower():
+        remedy = "`paser plan` says what a run needs; lower score.batch_tokens or recover.micro_batch_size"
+        return PaserError(f"out of memory: {said}{where}", remedy=remedy)
+    return PaserError(
+        f"{type(error).__name__}: {said}{where}",
+        remedy="PASER did not foresee this: `paser --debug ...` shows the trace, please report it",
+    )
 
 
 if __name__ == "__main__":

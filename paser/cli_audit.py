@@ -101,6 +101,7 @@ def why(
     """Why a row was taken or left: role, score, rank, cluster, reason, and what it clashed with.
 
     Exit code 3 when the model's run never read the row.
+
     Example: paser audit why data/models/recovered r1-0f3a5c7e9b1d
     """
     from paser.lineage import why as explaining
@@ -143,6 +144,7 @@ def find(
 
     Without a flag the query is a row id, a known source, a known licence, or else a text. Whatever is not
     listed is counted. Exit code 3 when no model contains it.
+
     Example: paser audit find "Write a function that splits a list" --near
     """
     from paser.lineage import find as finding
@@ -179,6 +181,7 @@ def impact(
     """What withdrawing rows would mean: which models must be retrained, pruned or evaluated again.
 
     Nothing is changed. Exit code 3 when no model read any of the rows.
+
     Example: paser audit impact --source chatterbot --license GPL-3.0-only
     """
     from paser.lineage import impact as weighing
@@ -209,6 +212,7 @@ def withdraw(
     """Withdraw rows for ever: adds them to data/withdrawn.csv, and shows what it means.
 
     The next `dvc repro` leaves them out, with the reason, in quarantine. A second time is an error.
+
     Example: paser audit withdraw --source chatterbot --reason "the customer asked for it"
     """
     from datetime import UTC, datetime
@@ -260,6 +264,7 @@ def diff(
     """Rows in and out between two selections or models, by cluster and reason; settings that differ.
 
     Exit code 3 when they differ.
+
     Example: paser audit diff 3f9a1c77d2e0 data/models/recovered
     """
     from paser.lineage import diff as comparing
@@ -424,6 +429,7 @@ def catalogue_rebuild(project: Project = HERE, where: Where = None, as_json: AsJ
     """Fill the catalogue from the git history of dvc.lock, out of DVC's cache and remote.
 
     Exit code 3 when an entry could not be had; it is listed with the reason.
+
     Example: paser catalogue rebuild
     """
     from paser.lineage.history import rebuild

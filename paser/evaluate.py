@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import remove, sha256_path, staged, write_json, write_table
 from paser.cache import Cache
-from paser.damage import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
+from paser.damage_profile import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
 from paser.errors import PaserError
 from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
@@ -183,7 +183,7 @@ def _local_tasks(
     wanted: Wanted, cache: Cache, work: Path
 ) -> tuple[dict[str, tuple[Path, Source]], tuple[list[str], list[str]]]:
     """Folder and source of each local task and text by name, and the names of both in their order."""
-    listed = load_sources(DEFAULT_SOURCES) if DEFAULT_SOURCES.exists() else []
+    listed = load_sources(DEFAULT_SOURCES)
     known = {source.name: source for source in listed if source.role == TASK_ROLE}
     chosen: dict[str, Source] = {}
     tasks, texts = [], []

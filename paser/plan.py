@@ -8,14 +8,15 @@ of two.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paser.errors import PaserError
 from paser.pruning.protocol import schemes
 from paser.settings import Settings
+from paser.stages.graph import STAGES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,14 @@ GB = 1e9
 EFFICIENCY = 0.4
 # all-MiniLM-L6-v2: parameters, and width of an embedding in float32.
 ENCODER_PARAMETERS, EMBEDDING_BYTES = 22_700_000, 384 * 4
+# Seconds until a stage has its libraries, and bytes a second of files that are hashed, read and written; each
+# file about `FILE_PASSES` times: digests before and after, by the stage and by DVC.
+START, FILE_SPEED, FILE_PASSES = 4.0, 0.5 * GB, 3
+# Calibration sends each row by itself through each layer, before and after pruning it: seconds a time beside
+# the products.
+LAYER_CALL = 0.004
+# Stages that run no model, and their seconds a row of the pool: cleaning, clusters, report.
+PLAIN_STAGES, PLAIN_ROW = ("pool", "cluster", "select", "audit", "report"), 0.02
 # A row's texts, scores and decisions, compressed.
 ROW_BYTES = 1_000
 CALIBRATION_ROWS, HOLDOUT_ROWS = 128, 200
@@ -55,16 +64,22 @@ class Pool:
 
     rows: int
     row_tokens: float
+    calibration: int = CALIBRATION_ROWS
+    held_out: int = HOLDOUT_ROWS
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage: tokens that models read, operations, seconds, bytes on the device and new bytes on disk."""
+    """One stage: tokens that models read, operations, seconds, bytes on the device and new bytes on disk.
+
+    `overhead` are seconds that no faster device saves: start, files, calls of layers.
+    """
 
     stage: str
     tokens: int
     operations: float
     seconds: float
+    overhead: float
     memory: float
     disk: float
 
@@ -83,7 +98,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        return sum(cost.seconds for cost in self.costs)
+        return sum(cost.seconds + cost.overhead for cost in self.costs)
 
     @property
     def memory(self) -> float:
@@ -150,7 +165,7 @@ def chosen(settings: Settings, pool: Pool) -> tuple[int, int]:
 
 
 def estimate(settings: Settings, size: Size, pool: Pool, tflops: float) -> Estimate:
-    """The cost of every stage that runs a model.
+    """The cost of every stage; those that run no model are one line.
 
     A token costs 2 operations a parameter forwards, 2 more backwards for the activations, and in a masked
     adapter 2 for each weight of its layer, whose whole gradient is formed.
@@ -164,15 +179,16 @@ def estimate(settings: Settings, size: Size, pool: Pool, tflops: float) -> Estim
     scored = int(pool.rows * min(pool.row_tokens, settings.score.max_tokens))
     rows, tokens = chosen(settings, pool)
     trained = tokens * recover.epochs
-    calibration = int(CALIBRATION_ROWS * min(pool.row_tokens, settings.prune.max_tokens))
-    judged = int(HOLDOUT_ROWS * pool.row_tokens)
+    calibration = int(pool.calibration * min(pool.row_tokens, settings.prune.max_tokens))
+    judged = int(pool.held_out * pool.row_tokens)
     speed = tflops * 1e12 * EFFICIENCY
     logits = size.vocabulary * 4 * LOGIT_COPIES
 
     def cost(
-        stage: str, read: int, operations: float, memory: float, disk: float, processes: int = 1
+        stage: str, read: int, operations: float, memory: float, disk: float, files: float, processes: int = 1
     ) -> Cost:
-        return Cost(stage, read, operations, operations / speed / processes, memory, disk)
+        overhead = START + FILE_PASSES * files / FILE_SPEED
+        return Cost(stage, read, operations, operations / speed / processes, overhead, memory, disk)
 
     a_token = 2 * (2 * pruned) + (2 * adapted if masked else 0.0)
     teacher = recover.distill.weight > 0
@@ -188,30 +204,44 @@ def estimate(settings: Settings, size: Size, pool: Pool, tflops: float) -> Estim
         + a_pass * RESPONSE_SHARE * logits
     )
     model_disk = small + 4 * size.adapter
+    trains = cost(
+        "recover",
+        trained,
+        a_token * trained,
+        training,
+        model_disk,
+        small + model_disk,
+        settings.runtime.processes,
+    )
+    prunes = cost(
+        "prune", calibration, 4.0 * size.parameters * calibration, 2.0 * whole, whole + small, whole + small
+    )
+    calls = 2 * size.layers * pool.calibration * LAYER_CALL
     costs = [
-        cost("fetch", 0, 0.0, 0.0, whole + pool.rows * ROW_BYTES),
-        cost("prune", calibration, 4.0 * size.parameters * calibration, 2.0 * whole, whole + small),
+        cost("fetch", 0, 0.0, 0.0, whole + pool.rows * ROW_BYTES, whole),
+        replace(prunes, overhead=prunes.overhead + calls),
         cost(
             "embed", scored, 2.0 * ENCODER_PARAMETERS * scored, 4.0 * ENCODER_PARAMETERS,
-            pool.rows * EMBEDDING_BYTES,
+            pool.rows * EMBEDDING_BYTES, 0.0,
         ),
         cost(
             "score", 2 * scored, 2.0 * (size.parameters + pruned) * scored,
-            whole + small + SCORE_POSITIONS * logits, pool.rows * ROW_BYTES,
+            whole + small + SCORE_POSITIONS * logits, pool.rows * ROW_BYTES, whole + small,
         ),
-        cost("recover", trained, a_token * trained, training, model_disk, settings.runtime.processes),
+        trains,
     ]  # fmt: skip
     if settings.control.enabled:
-        costs.append(
-            cost("control", trained, a_token * trained, training, model_disk, settings.runtime.processes)
-        )
+        costs.append(replace(trains, stage="control"))
     models = 4 if settings.control.enabled else 3
+    weights = whole + (models - 1) * small
     costs.append(
         cost(
             "evaluate", models * judged, 2.0 * (size.parameters + (models - 1) * pruned) * judged,
-            whole + (models - 1) * small + SCORE_POSITIONS * logits, 0.0,
+            weights + SCORE_POSITIONS * logits, 0.0, weights,
         )
     )  # fmt: skip
+    plain = len(PLAIN_STAGES) * START + pool.rows * PLAIN_ROW
+    costs.append(Cost(", ".join(PLAIN_STAGES), 0, 0.0, 0.0, plain, 0.0, 0.0))
     steps = recover.epochs * -(-rows // recover.batch_size)
     return Estimate(size, pool, rows, tokens, steps, tflops, tuple(costs))
 
@@ -230,6 +260,19 @@ def measured_tflops(precision: str, repeats: int = 3) -> float:
     return 2 * width**3 / best / 1e12
 
 
+def model_of(project: Path) -> Path:
+    """The original model of a project: as `prune` left it, else as its source list names it, where it is
+    local."""
+    from paser.sources.catalog import load_sources
+    from paser.sources.uri import FileUri, parse_uri
+
+    path, listed = project / "data" / "models" / "original", project / "data" / "sources.yaml"
+    if path.exists() or not listed.exists():
+        return path
+    uris = [parse_uri(source.uri) for source in load_sources(listed) if source.role == "original"]
+    return next((listed.parent / "raw" / uri.path for uri in uris if isinstance(uri, FileUri)), path)
+
+
 def pool_of(project: Path) -> Pool:
     """The pool of a project whose stage `pool` has run."""
     from paser.artifacts import read_columns
@@ -238,24 +281,44 @@ def pool_of(project: Path) -> Pool:
     if not path.exists():
         raise PaserError(f"{path} does not exist", remedy="give --rows and --row-tokens, or run stage pool")
     tokens = read_columns(path, ("tokens",))["tokens"].to_numpy()
-    return Pool(len(tokens), float(tokens.mean()))
+    counts = {
+        name: len(read_columns(file, ("row_id",)))
+        for name, file in (
+            ("calibration", path.with_name("calibration.parquet")),
+            ("held_out", path.with_name("holdout.parquet")),
+        )
+        if file.exists()
+    }
+    return Pool(len(tokens), float(tokens.mean()), **counts)
 
 
-def render(found: Estimate, memory_gb: float | None, console: Console) -> None:
-    """A table of the stages, and in a sentence each what it adds up to."""
+def last_run(project: Path) -> dict[str, float]:
+    """Seconds that each stage of a project took when it ran last, by their run records."""
+    from paser.artifacts import read_json
+
+    files = [project / spec.run_record for spec in STAGES.values()]
+    return {record["stage"]: record["seconds"] for record in map(read_json, filter(Path.exists, files))}
+
+
+def render(
+    found: Estimate, memory_gb: float | None, console: Console, took: Mapping[str, float] | None = None
+) -> None:
+    """A table of the stages, and in a sentence each what it adds up to; `took` are the seconds of an earlier
+    run by stage, for comparison."""
     from rich.table import Table
 
     from paser.progress import duration
 
     table = Table(title="Estimate, good to about a factor of two", title_justify="left")
-    for name in ("stage", "tokens read", "time", "memory", "new on disk"):
+    for name in ("stage", "tokens read", "time", *(["last run"] if took else []), "memory", "new on disk"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for cost in found.costs:
         fits = memory_gb is None or cost.memory <= memory_gb * GB
         table.add_row(
             cost.stage,
             f"{cost.tokens:,}",
-            duration(cost.seconds),
+            duration(cost.seconds + cost.overhead),
+            *([_took(cost.stage, took)] if took else []),
             f"{cost.memory / GB:.1f} GB{'' if fits else ' !'}",
             f"{cost.disk / GB:.1f} GB",
         )
@@ -275,3 +338,10 @@ def render(found: Estimate, memory_gb: float | None, console: Console) -> None:
     )
     if memory_gb is not None and found.memory > memory_gb * GB:
         print(f"! does not fit {memory_gb:g} GB: lower recover.micro_batch_size, or runtime.device_map: auto")
+
+
+def _took(stages: str, took: Mapping[str, float]) -> str:
+    from paser.progress import duration
+
+    known = [took[name] for name in stages.split(", ") if name in took]
+    return duration(sum(known)) if known else "-"

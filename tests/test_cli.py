@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from paser.artifacts import read_json, read_jsonl, read_rows
+from paser.cli import app
 from tests import project as projects
 from tests import tiny
 
@@ -29,6 +34,95 @@ def test_help_imports_nothing_heavy_and_lists_the_verbs(tmp_path: Path) -> None:
     for verb in ("demo", "select", "damage", "models", "stage", "result", "audit", "cache"):
         assert f"\n  {verb} " in help_
     assert paser(tmp_path, "version").stdout.strip()
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    children = getattr(command, "commands", None)
+    if children is None:
+        return {path: command}
+    return {k: v for name, child in children.items() for k, v in commands(child, (*path, name)).items()}
+
+
+def test_the_help_of_every_verb_shows_an_example_that_is_one() -> None:
+    known = commands(typer.main.get_command(app))
+    for path, command in known.items():
+        examples = re.findall(r"Example: paser ([^`]+?)(?:\n\n|$)", command.help or "")
+        assert examples, path
+        for example in examples:
+            words = shlex.split(example)
+            assert tuple(words[: len(path)]) == path
+            context = command.make_context(path[-1], words[len(path) :], resilient_parsing=False)
+            assert context.params is not None
+
+
+def test_exit_codes_are_documented_in_help_and_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/cli.md").read_text(encoding="utf-8")
+    help_ = paser(tmp_path, "--help").stdout
+    for code in ("0", "1", "2", "3", "130"):
+        assert re.search(rf"(?m)^    {code} ", help_)
+        assert f"| {code} |" in page
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_generated_for_each_shell(tmp_path: Path, shell: str) -> None:
+    done = subprocess.run(
+        ["paser"], cwd=tmp_path, env=projects.ENVIRONMENT | {"_PASER_COMPLETE": f"source_{shell}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"_PASER_COMPLETE=complete_{shell}" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash on this machine")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("paser aud", ["audit"]),
+        ("paser audit ver", ["verify"]),
+        ("paser select --orig", ["--original"]),
+        ("paser cache ", ["info", "prune"]),
+    ],
+)
+def test_bash_completes(tmp_path: Path, line: str, expected: list[str]) -> None:
+    script = (
+        'source <(_PASER_COMPLETE=source_bash paser); IFS=" "; read -ra COMP_WORDS <<< "$1"; '
+        '[ "${1: -1}" = " " ] && COMP_WORDS+=(""); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); '
+        '_paser_completion paser; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", line], cwd=tmp_path, env=projects.ENVIRONMENT,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        ("PermissionError(13, 'Permission denied', 'x.json')", "check that the path exists"),
+        ("MemoryError()", "`paser plan` says what a run needs"),
+        ("ZeroDivisionError('by zero')", "ZeroDivisionError: by zero"),
+    ],
+)
+def test_what_nobody_foresaw_is_two_lines_too(tmp_path: Path, raised: str, shown: str) -> None:
+    code = (
+        "import sys, paser.stages.run as r\n"
+        f"def stop(*_): raise {raised}\n"
+        "r.run_stage = stop\n"
+        "sys.argv = ['paser', *sys.argv[1:], 'stage', 'score']\n"
+        "from paser.cli import main\nmain()"
+    )
+
+    def run(*more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *more], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        return done.stderr
+
+    assert shown in run()
+    assert "remedy:" in run()
+    assert len(run().splitlines()) == 2
+    assert "Traceback" in run("--debug")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +153,33 @@ def test_select_alone(offer: Path, llama: Path, sparse_llama: Path, encoder: Pat
     again = paser(offer, *selection(offer, llama, sparse_llama, encoder, "picked"))
     assert again.returncode == 1
     assert "picked exists and is not empty" in again.stderr
+
+
+def test_what_is_evaluated_is_not_selected(
+    offer: Path, llama: Path, sparse_llama: Path, encoder: Path
+) -> None:
+    held = [row | {"output": "another answer"} for row in tiny.rows(120)[:4]]
+    tiny.write_jsonl(offer / "first.jsonl", held[:2])
+    tiny.write_jsonl(offer / "second.jsonl", [{"prompt": held[3]["instruction"], "completion": "no"}])
+    words = selection(offer, llama, sparse_llama, encoder, "clean", "--budget", "100%", "--json")
+    done = paser(offer, *words, "--evaluation", "first.jsonl", "--evaluation", "second.jsonl")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["out"] == "clean"
+    decisions = read_rows(offer / "clean/decisions.parquet", "decisions")
+    refused = {d["row_id"]: d["detail"] for d in decisions if d["reason"] == "contaminated"}
+    assert report["rejected"]["contaminated"] == len(refused) >= 3
+    assert {detail.split(" of ")[1].split(":")[0] for detail in refused.values()} == {
+        "first.jsonl", "second.jsonl",
+    }  # fmt: skip
+    texts = {row["instruction"] + row["input"] for row in read_jsonl(offer / "clean/selected.jsonl")}
+    assert not texts & {row["instruction"] + row["input"] for row in (*held[:2], held[3])}
+    assert read_json(offer / "clean/contamination.json")["selected"] == 0
+    missing = paser(
+        offer, *selection(offer, llama, sparse_llama, encoder, "none"), "--evaluation", "no.jsonl"
+    )
+    assert missing.returncode == 1
+    assert "no.jsonl does not exist" in missing.stderr
 
 
 @pytest.mark.parametrize(
@@ -194,8 +315,10 @@ def test_cache_verbs(tmp_path: Path) -> None:
     (tmp_path / ".paser/cache/score").mkdir(parents=True)
     (tmp_path / ".paser/cache/score/a.npz").write_bytes(b"x" * 2_000_000)
     assert "0.00 GB" in paser(tmp_path, "cache", "info").stdout
+    assert json.loads(paser(tmp_path, "cache", "info", "--json").stdout)["bytes"] == 2_000_000
     assert paser(tmp_path, "cache", "prune").stdout.strip() == "1 entries removed"
     assert not list((tmp_path / ".paser/cache/score").iterdir())
+    assert json.loads(paser(tmp_path, "cache", "prune", "--json").stdout) == {"removed": []}
 
 
 def test_result_as_json(tmp_path: Path) -> None:

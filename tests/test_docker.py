@@ -34,6 +34,8 @@ def test_what_the_image_copies_exists_and_is_not_ignored() -> None:
     assert {"pyproject.toml", "constraints-cuda.txt", "paser"} <= set(sources) == kept
     for source in sources:
         assert (ROOT / source).exists(), source
+    links = [path for path in (ROOT / "paser").rglob("*") if path.is_symlink()]
+    assert {path.resolve().relative_to(ROOT).as_posix() for path in links} <= set(sources)
     for needed in (PROJECT["readme"], *PROJECT["license-files"]):
         assert needed in sources
 

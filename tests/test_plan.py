@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from paser.artifacts import read_json
+from paser.artifacts import read_json, write_json, write_table
 from paser.cli import app
 from paser.errors import PaserError
-from paser.plan import Pool, chosen, estimate, size_of
+from paser.plan import Pool, chosen, estimate, pool_of, size_of
+from paser.records import Sample, sample_to_row
 from paser.settings import Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +148,48 @@ def test_without_a_pool_it_says_what_to_give(tmp_path: Path) -> None:
     assert "give --rows" in str(found.exception)
     found = CliRunner().invoke(app, ["plan", "--project", str(tmp_path), "--rows", "10", "--tflops", "1"])
     assert "has no config.json" in str(found.exception)
+
+
+def test_rows_of_a_project_are_counted_not_assumed(tmp_path: Path) -> None:
+    def table(name: str, count: int) -> None:
+        rows = [
+            sample_to_row(Sample("s", str(i), "MIT", f"{name} {i}", "", "answer"), tokens=10 * (i + 1))
+            for i in range(count)
+        ]
+        write_table(tmp_path / "data" / f"{name}.parquet", "pool", rows)
+
+    (tmp_path / "data").mkdir()
+    table("pool", 3)
+    assert pool_of(tmp_path) == Pool(3, 20.0)
+    table("calibration", 2)
+    table("holdout", 5)
+    assert pool_of(tmp_path) == Pool(3, 20.0, calibration=2, held_out=5)
+
+
+def test_what_an_earlier_run_took_stands_beside_the_estimate(tmp_path: Path, llama: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    rows = [sample_to_row(Sample("s", "1", "MIT", "ask", "", "answer"), tokens=10)]
+    write_table(tmp_path / "data/pool.parquet", "pool", rows)
+    for stage, seconds in (("score", 75.2), ("select", 2.0), ("report", 9.0)):
+        write_json(tmp_path / f"data/records/{stage}.run.json", {"stage": stage, "seconds": seconds})
+    words = ["plan", "--project", str(tmp_path), "--tflops", "1"]
+    shutil.copytree(llama, tmp_path / "data/models/original")
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.exception
+    lines = {line.split("│")[1].strip(): line for line in found.output.splitlines() if line.count("│") > 3}
+    assert "1 min 15 s" in lines["score"]
+    assert "11 s" in lines["pool, cluster, select, audit, report"]
+    assert " - " in lines["recover"]
+    with_rows = CliRunner().invoke(app, [*words, "--rows", "50"]).output
+    assert "last run" not in with_rows
+
+
+def test_a_small_run_is_mostly_starting_and_a_large_one_is_not(llama: Path) -> None:
+    tiny = estimate(Settings(), size_of(llama, TARGETS, 8), Pool(90, 40.0, 64, 86), 0.5)
+    assert sum(cost.overhead for cost in tiny.costs) > 0.9 * tiny.seconds
+    assert 12 * 2 < tiny.seconds < 12 * 10
+    large = estimate(Settings(), size_of(SEVEN, TARGETS, 8), Pool(52_002, 110.0), 100.0)
+    assert sum(cost.seconds for cost in large.costs) > 0.5 * large.seconds
 
 
 def test_recipes_hold_the_models_numbers_only() -> None:

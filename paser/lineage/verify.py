@@ -86,6 +86,14 @@ def verify(
     return _Verification(model, entry or find_entry(model), deep, key, signature).run()
 
 
+def verify_folder(model: Path) -> list[Check]:
+    """Checks a model folder against the provenance inside it, without an audit entry: its files and the
+    Merkle root. A `model` that is no folder raises `PaserError`."""
+    if not model.is_dir():
+        load_provenance(model)
+    return _Verification(model, None).run_alone()
+
+
 @dataclass
 class _Verification:
     model: Path
@@ -94,6 +102,11 @@ class _Verification:
     key: Path | None = None
     signature: Path | None = None
     checks: list[Check] = field(default_factory=list)
+
+    def run_alone(self) -> list[Check]:
+        self._warm()
+        self._section(PROVENANCE, self._model)
+        return self.checks
 
     def run(self) -> list[Check]:
         self._warm()

@@ -87,11 +87,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(path: Path) -> PretrainedConfig:
-    """The configuration of a model folder, without its weights."""
+    """The configuration of a model folder, without its weights; of what others made of one, see `foreign`."""
     quiet_transformers()
     from transformers import AutoConfig
 
-    path = model_directory(path)
+    from paser.models.foreign import plain_folder
+
+    path = plain_folder(model_directory(path))
     extra = _gguf_argument(path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(

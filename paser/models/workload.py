@@ -86,22 +86,37 @@ class ModelSet:
         runtime = settings.runtime
         device, threads = choose_device(runtime.device), set_threads(runtime.threads)
         dtype = choose_dtype(settings.model.precision, device, cache)
-        first, *rest = paths
         tokenizer = shared_tokenizer(paths)
         share = memory_shares(device, len(paths)) if runtime.device_map == "auto" else None
         loaded = {
             name: load_causal_lm(path, dtype=dtype, device=device, max_memory=share)
             for name, path in paths.items()
         }
+        return cls.of(loaded, tokenizer, threads)
+
+    @classmethod
+    def of(
+        cls,
+        loaded: Mapping[str, PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        threads: int | None = None,
+    ) -> ModelSet:
+        """Models that are loaded, in the number type of the first one, which is the reference.
+
+        Raises ModelError where their vocabulary projections differ in size.
+        """
+        import torch
+
+        first, *rest = loaded
         widths = {name: next(head_of(model).parameters()).shape[0] for name, model in loaded.items()}
         if len({*widths.values()}) > 1:
             raise ModelError(
                 f"the models' vocabulary projections have different sizes: {widths}",
                 remedy="the pruned model must keep the original's vocabulary",
             )
-        encoder = _sample_encoder(tokenizer)
-        others = {name: loaded[name] for name in rest}
-        return cls(loaded[first], others, encoder, str(dtype).removeprefix("torch."), threads)
+        encoder, others = _sample_encoder(tokenizer), {name: loaded[name] for name in rest}
+        precision = str(loaded[first].dtype).removeprefix("torch.")
+        return cls(loaded[first], others, encoder, precision, threads or torch.get_num_threads())
 
     def devices(self) -> list[str]:
         modules = [m for model in (self.reference, *self.others.values()) for m in model.modules()]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from paser.cache import Cache
 from paser.errors import ModelError, SourceError
 from paser.models.foreign import open_folder
-from paser.models.loading import load_causal_lm, load_tokenizer, model_directory
+from paser.models.loading import load_causal_lm, load_config, load_tokenizer, model_directory
 from paser.models.sparsity import measure
 from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
@@ -155,6 +155,7 @@ def test_an_adapter_is_merged_into_the_base_it_names(sparse_llama: Path, tmp_pat
     model = load_causal_lm(tmp_path / "lora", dtype=torch.float32)
     torch.testing.assert_close(foreign.logits(model), expected)
     assert load_tokenizer(tmp_path / "lora").get_vocab() == load_tokenizer(sparse_llama).get_vocab()
+    assert load_config(tmp_path / "lora").vocab_size == load_config(sparse_llama).vocab_size
 
 
 def test_base_plus_adapter_is_one_model_whose_digest_covers_both(
@@ -210,6 +211,8 @@ def test_code_of_the_checkpoint_is_never_run(llama: Path, tmp_path: Path) -> Non
         ModelError, match=r"modeling_own\.Own, trust_remote_code\), which is never run[\s\S]*llama"
     ):
         load_causal_lm(folder, dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"modeling_own\.Own"):
+        load_config(folder)
     assert not mark.exists()
 
 
@@ -229,7 +232,10 @@ def test_a_configuration_that_is_none_is_refused(
     (tmp_path / "m/config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=message) as caught:
         load_causal_lm(tmp_path / "m", dtype=torch.float32)
+    with pytest.raises(ModelError) as of_config:
+        load_config(tmp_path / "m")
     assert caught.value.remedy
+    assert of_config.value.remedy
 
 
 def test_two_kinds_of_weights_are_refused(llama: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paser.damage import FILES, named_models, profile_damage
+from paser.damage_profile import FILES, named_models, profile_damage
 from paser.errors import ModelError, PaserError
 from tests import tiny
 
@@ -67,6 +67,22 @@ def test_other_vocabularies_and_folders_in_use_are_refused(offer: Path, llama: P
         profile_damage(str(llama), [str(other)], "pool.jsonl", offer / "out", params=offer / "small.yaml")
     with pytest.raises(PaserError, match="holds more than an earlier profile"):
         profile_damage(str(llama), [str(other)], "pool.jsonl", other)
+
+
+def test_rows_that_the_policy_refuses_are_not_measured(
+    offer: Path, llama: Path, sparse_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tiny.rows(30)
+    rows[0]["output"] += " Write to someone@example.org."
+    rows[1]["license"] = "CC-BY-NC-4.0"
+    tiny.write_jsonl(offer / "personal.jsonl", rows)
+    policy = "policy: {personal: [email], licenses_refused: [CC-BY-NC-*]}\n"
+    (offer / "policy.yaml").write_text(SMALL + policy, encoding="utf-8")
+    found = profile_damage(
+        str(llama), [str(sparse_llama)], "personal.jsonl", offer / "out", params=offer / "policy.yaml"
+    )
+    assert found["rows"] == 28
+    assert "2 rows are left out: license 1, pattern 1" in capsys.readouterr().err
 
 
 def test_names_of_pruned_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,31 +5,34 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import remove, sha256_path, staged, write_json
+from paser.artifacts import remove, staged, write_json
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.models.given import Given, fetch_models, naming, places
+from paser.models.subjects import Subjects, subjects
 from paser.models.tokens import SampleEncoder
-from paser.models.workload import ModelSet, fused_arrays, shared_tokenizer
+from paser.models.workload import fused_arrays
 from paser.pool.build import Rows, Rules, build, clean_pool, kept_rows
 from paser.pool.clean import Kept
 from paser.pool.formats import read_source
 from paser.progress import progress, say, warn
 from paser.settings import Settings, load_settings
-from paser.sources.catalog import Source, load_sources, source_from_uri
+from paser.sources.catalog import Source, load_sources
 from paser.sources.fetching import fetch_one
-from paser.standalone import fetch_encoder, group_rows, pool_rules
+from paser.standalone import fetch_encoder, fetch_rows, group_rows, pool_rules
 
 if TYPE_CHECKING:
     from paser.evaluation.gap import Measured
     from paser.models.shards import Arrays
 
 FILES = ("damage.csv", "damage.json", "damage.svg", "damage.png")
-DEFAULT_SOURCES = Path(__file__).parent.parent / "data" / "sources.yaml"
+DEFAULT_SOURCES = (Path(__file__).parent / "starter" / "sources.yaml").resolve()
+DEFAULT_ROWS = "held-out rows of the default sources"
 _FEW_ROWS = 10
 
 
@@ -53,11 +56,16 @@ def profile_damage(
     named = named_models(pruned)
     _check_folder(out)
     cache = Cache.of(Path.cwd())
-    with tempfile.TemporaryDirectory(prefix="paser-") as work:
-        models = fetch_models({"original": original, **named}, cache, Path(work))
-        with naming(places(models)):
-            profile = _profile(models, pool, pool_format, encoder, settings, cache, Path(work))
-    _write(out, profile)
+    with (
+        tempfile.TemporaryDirectory(prefix="paser-") as work,
+        subjects({"original": original, **named}, None, settings, cache, Path(work)) as models,
+    ):
+        rules = pool_rules(SampleEncoder(models.tokenizer), settings)
+        kept, benchmarks = rows_to_measure(pool, pool_format, rules, cache, Path(work))
+        rows = rows_by_capability(kept, encoder, settings, cache, Path(work))
+        profile = profile_models(models, rows, settings, cache, benchmarks)
+    profile["pool"] = pool or DEFAULT_ROWS
+    write_profile(out, profile)
     return profile
 
 
@@ -96,35 +104,47 @@ def _check_folder(out: Path) -> None:
         )
 
 
-def _profile(
-    given: Mapping[str, Given],
-    pool: str | None,
-    pool_format: str,
-    encoder: str | None,
+@dataclass(frozen=True)
+class Capabilities:
+    """Rows to measure on and the capability of each; `kind` says what that is: `label` or `cluster`."""
+
+    rows: list[dict[str, Any]]
+    of: list[str]
+    kind: str
+
+
+def rows_by_capability(
+    kept: Sequence[Kept], encoder: str | None, settings: Settings, cache: Cache, work: Path
+) -> Capabilities:
+    """Rows by their labels where any has one, else by clusters of their prompts."""
+    rows = kept_rows(kept)
+    if any(row["label"] for row in rows):
+        return Capabilities(rows, [row["label"] or "unlabelled" for row in rows], "label")
+    return Capabilities(rows, row_clusters(rows, kept, encoder, settings, cache, work), "cluster")
+
+
+def profile_models(
+    subjects: Subjects,
+    capabilities: Capabilities,
     settings: Settings,
     cache: Cache,
-    work: Path,
+    benchmarks: Sequence[str] = (),
 ) -> dict[str, Any]:
+    """The damage of every model but `original`, by capability; the content of `damage.json` but for `pool`.
+
+    Raises `PaserError` where no row has finite logits in all models.
+    """
     from paser.evaluation.damage import damage_profile
 
-    named = [name for name in given if name != "original"]
-    paths = {name: model.path for name, model in given.items()}
-    rules = pool_rules(SampleEncoder(shared_tokenizer(paths)), settings)
-    kept, benchmarks = rows_to_measure(pool, pool_format, rules, cache, work)
-    rows = kept_rows(kept)
-    kind = "label" if any(row["label"] for row in rows) else "cluster"
-    if kind == "label":
-        capabilities = [row["label"] or "unlabelled" for row in rows]
-    else:
-        capabilities = row_clusters(rows, kept, encoder, settings, cache, work)
-    say(f"{len(rows):,} rows, {len(set(capabilities))} {kind}s, {len(named)} pruned models")
-    digests = {name: sha256_path(path) for name, path in paths.items()}
+    named = [name for name in subjects.digests if name != "original"]
+    rows, of, kind = capabilities.rows, capabilities.of, capabilities.kind
+    say(f"{len(rows):,} rows, {len(set(of))} {kind}s, {len(named)} pruned models")
+    digests = subjects.digests
     arrays: dict[str, Arrays] = {}
     precision = ""
     for name in named:
         say(f"scoring {name}")
-        pair = {"original": paths["original"], "pruned": paths[name]}
-        models = ModelSet.load(pair, settings, cache)
+        models = subjects.open({"original": "original", "pruned": name})
         both = {"original": digests["original"], "pruned": digests[name]}
         arrays[name] = fused_arrays("damage", rows, models, both, settings.score, cache)
         precision = models.precision
@@ -140,13 +160,14 @@ def _profile(
         )
     excluded = len(rows) - len(usable)
     measured = [
-        _measured(name, [i for i in usable if capabilities[i] == name], arrays)
-        for name in sorted({capabilities[i] for i in usable})
+        _measured(name, [i for i in usable if of[i] == name], arrays)
+        for name in sorted({of[i] for i in usable})
     ]
     return {
         "capability_kind": kind,
-        "models": {name: {"source": model.uri, "sha256": digests[name]} for name, model in given.items()},
-        "pool": pool or "held-out rows of the default sources",
+        "models": {
+            name: {"source": source, "sha256": digests[name]} for name, source in subjects.origins.items()
+        },
         "rows": len(usable),
         "excluded_rows": excluded,
         "seed": settings.seed,
@@ -162,17 +183,7 @@ def rows_to_measure(
 ) -> tuple[list[Kept], list[str]]:
     """The rows to measure on, cleaned, and the public benchmarks they are items of."""
     if pool is not None:
-        source = source_from_uri(pool, "pool", format=pool_format)
-        fetch_one(source, None, cache, work / "pool")
-        kept, quarantine = clean_pool([Rows(source, read_source(work / "pool", source))], rules)
-        if quarantine:
-            say(f"{len(quarantine)} rows are empty, too long or duplicates and are left out")
-        return kept, []
-    if not DEFAULT_SOURCES.exists():
-        raise PaserError(
-            "the default rows come with the repository, which is not installed here",
-            remedy="give your own with --pool FILE (a `label` in each row says its capability)",
-        )
+        return clean_rows(fetch_rows(pool, "pool", pool_format, cache, work), rules), []
     sources = [s for s in load_sources(DEFAULT_SOURCES) if s.role in ("pool", "calibration")]
     found: dict[str, list[Rows]] = {"pool": [], "calibration": []}
     with progress("fetching", len(sources), "sources") as advance:
@@ -181,6 +192,16 @@ def rows_to_measure(
             advance()
     built = build(found["pool"], found["calibration"], rules)
     return built.holdout, sorted({s.benchmark for s in sources if s.benchmark})
+
+
+def clean_rows(rows: Rows, rules: Rules) -> list[Kept]:
+    """The rows that can be used; the others are counted in a line."""
+    kept, quarantine = clean_pool([rows], rules)
+    if quarantine:
+        counts = Counter(row.reason for row in quarantine)
+        why = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items()))
+        say(f"{len(quarantine)} rows are left out: {why}")
+    return kept
 
 
 def _fetched(source: Source, cache: Cache, folder: Path) -> Rows:
@@ -227,7 +248,8 @@ def _notes(measured: Sequence[Measured], excluded: int, benchmarks: Sequence[str
     return notes
 
 
-def _write(out: Path, profile: Mapping[str, Any]) -> None:
+def write_profile(out: Path, profile: Mapping[str, Any]) -> None:
+    """Writes `FILES` to the folder `out`, which is replaced."""
     from paser.evaluation.damage import COLUMNS, long_rows
     from paser.report.figures import damage_by_scheme
 

@@ -1,0 +1,1 @@
+"""What `paser init` writes into an empty folder."""
