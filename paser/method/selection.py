@@ -208,7 +208,7 @@ class _Run:
         self.cost = np.asarray(candidates.cost, dtype=np.int64)
         self.clusters = np.asarray(candidates.clusters)
         count, size = len(weights), len(self.cost)
-        place = _places(candidates.row_ids)
+        place = places_by_id(candidates.row_ids)
         order = np.lexsort((place, -np.asarray(candidates.ies, dtype=float), self.clusters))
         edges = np.searchsorted(self.clusters[order], np.arange(count + 1))
         self.members = [order[edges[k] : edges[k + 1]] for k in range(count)]
@@ -358,7 +358,7 @@ class _Run:
         return "every usable row was taken"
 
 
-def _places(row_ids: Sequence[str]) -> np.ndarray:
+def places_by_id(row_ids: Sequence[str]) -> np.ndarray:
     """The place of each row by its id, 0 the first, shape (n,)."""
     import numpy as np
     import pyarrow as pa

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class PaserSelector:
-    """method.md, sections 2 to 4, on scored and clustered rows."""
+    """method.md, sections 2 to 4, on scored and clustered rows.
+
+    `ranking(pool, amount, unit)`: the order inside clusters, in place of efficiency: a value a row, shape
+    (n,), higher first.
+    """
 
     settings: SelectSettings
+    ranking: Callable[[ScoredPool, int, str], np.ndarray] | None = None
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         settings = self.settings
         measured = measure(pool, settings)
+        if self.ranking:
+            measured = replace(measured, ies=self.ranking(pool, amount, unit)[pool.usable])
         outcome = decide(pool, measured, settings, amount, unit)
         selection = _on_pool(pool, outcome, measured.ies)
         report = {

@@ -88,8 +88,9 @@ class Selection:
     """What became of the n rows of a pool.
 
     `accepted`: bool. `reasons`: objects (str). `detail(position)`: the reason in words. `ies`: efficiency,
-    NaN where it has none. `rank`: place by efficiency in the row's cluster, 1 the first, 0 where it has
-    none. All arrays have shape (n,). `report`: what `budget.json` says about it.
+    or the score that another selector ranks by; NaN where there is none. `rank`: place by it in the row's
+    cluster, 1 the first, 0 where it has none. All arrays have shape (n,). `report`: what
+    `budget.json` says about it.
     """
 
     accepted: np.ndarray

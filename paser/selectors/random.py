@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from paser.records import draw_key
-from paser.selectors.protocol import ScoredPool, Selection, costs
+from paser.selectors.filling import take_in_order
+from paser.selectors.protocol import ScoredPool, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class RandomSelector:
-    """Rows in the order of a seeded digest of their ids, until the amount is spent.
-
-    With `tokens`, the last place goes to the row that comes nearest to what is left, so that the total
-    is within one sample of the amount without favouring short samples.
-    """
+    """Rows in the order of a seeded digest of their ids, until the amount is spent (`filling.fill`)."""
 
     seed: int
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         import numpy as np
 
-        drawn = (draw_key("random", self.seed, pool.row_ids[i]) for i in pool.usable.tolist())
-        keys = np.fromiter(drawn, dtype="S64", count=len(pool.usable))
-        order = pool.usable[np.argsort(keys, kind="stable")]
-        cost = costs(pool, unit)[order]
-        spent = np.cumsum(cost)
-        whole = int(np.searchsorted(spent, amount, side="right"))
-        left = amount - int(spent[whole - 1]) if whole else amount
-        fitting = np.where(cost[whole:] <= left, cost[whole:], 0)
-        if fitting.any():
-            last = whole + int(fitting.argmax())
-            left -= int(cost[last])
-            taken = np.append(order[:whole], order[last])
-        else:
-            taken = order[:whole]
-        reasons = np.where(pool.refusals == "", "budget", pool.refusals).astype(object)
-        reasons[taken] = "selected"
-        return Selection(
-            accepted=reasons == "selected",
-            reasons=reasons,
-            detail=lambda i: pool.refusal_detail(i) if pool.refusals[i] else "",
-            ies=np.full(len(pool), np.nan),
+        selection = take_in_order(drawn(pool, pool.usable, "random", self.seed), pool, amount, unit)
+        return replace(
+            selection,
             rank=np.zeros(len(pool), dtype=np.int64),
-            report={"budget": amount, "unit": unit, "spent": amount - left},
+            report={name: selection.report[name] for name in ("budget", "unit", "spent")},
         )
+
+
+def drawn(pool: ScoredPool, positions: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """These positions in the order of a seeded digest of their row ids; see `records.draw_key`."""
+    import numpy as np
+
+    keys = np.fromiter(
+        (draw_key(purpose, seed, pool.row_ids[i]) for i in positions.tolist()),
+        dtype="S64",
+        count=len(positions),
+    )
+    order: np.ndarray = positions[np.argsort(keys, kind="stable")]
+    return order

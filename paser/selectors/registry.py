@@ -1,0 +1,195 @@
+"""Every selector by name, with the class of its options and what it needs beside the scored pool.
+
+One way to make them, so that a comparison differs in a name and in nothing else. What a selector sent through
+models is in its report, scoring of the pool included where it reads what scoring measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from paser.errors import SettingsError
+from paser.selectors.filling import Scored, take_best, take_in_order
+from paser.selectors.protocol import ScoredPool, Selection, Selector
+from paser.selectors.resources import Meter, Models, Resources
+from paser.settings import Group
+
+EMBEDDINGS, CLUSTERS, SCORES, MODELS = "embeddings", "clusters", "scores", "models"
+SMALL, TARGETS = "models.small", "models.targets"
+
+
+class NoOptions(Group):
+    """For selectors without options."""
+
+
+# (options, resources, seed, meter) -> the selector
+Build = Callable[[Any, Resources, int, Meter], Selector]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The class of the options, the making of the selector, and what of pool and resources it reads."""
+
+    options: type[Group]
+    build: Build
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A selector whose report says its name and what it cost."""
+
+    name: str
+    entry: Entry
+    options: Group
+    resources: Resources
+    seed: int
+
+    def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
+        meter = Meter()
+        if SCORES in self.entry.needs:
+            meter.forward_tokens += 2 * int(pool.tokens.sum())
+        if {EMBEDDINGS, CLUSTERS} & self.entry.needs:
+            meter.embedded_rows += len(pool)
+        selection = self.entry.build(self.options, self.resources, self.seed, meter)(pool, amount, unit)
+        report = {**selection.report, "selector": self.name, "cost": meter.as_json()}
+        return replace(selection, report=report)
+
+
+@dataclass(frozen=True)
+class ByScore:
+    """Takes the rows with the highest `scores(pool)`."""
+
+    scores: Callable[[ScoredPool], Scored]
+
+    def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
+        return take_best(self.scores(pool), pool, amount, unit)
+
+
+@dataclass(frozen=True)
+class ByOrder:
+    """Takes rows in the order of `order(pool, amount, unit)`."""
+
+    order: Callable[[ScoredPool, int, str], Any]
+
+    def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
+        return take_in_order(self.order(pool, amount, unit), pool, amount, unit)
+
+
+def selector(name: str, settings: Mapping[str, Any] | Group, resources: Resources, seed: int) -> Selector:
+    """The selector of this name.
+
+    `settings`: its options, checked; for the family of PASER the keys of `select`. Raises SettingsError for an
+    unknown name or option and for a resource that is missing.
+    """
+    known = selectors()
+    if name not in known:
+        raise SettingsError(f"unknown selector {name!r}", remedy=f"one of {', '.join(known)}")
+    entry = known[name]
+    given = {
+        EMBEDDINGS: resources.embeddings is not None,
+        MODELS: resources.models is not None,
+        SMALL: resources.models is not None and resources.models.small is not None,
+        TARGETS: resources.models is not None and bool(resources.models.targets),
+    }
+    if missing := sorted(need for need in entry.needs if not given.get(need, True)):
+        raise SettingsError(
+            f"the selector {name} needs {', '.join(missing)}",
+            remedy="give them in Resources, or take another",
+        )
+    return Counted(name, entry, _options(name, entry.options, settings), resources, seed)
+
+
+def _options(name: str, kind: type[Group], settings: Mapping[str, Any] | Group) -> Group:
+    values = settings.model_dump() if isinstance(settings, Group) else dict(settings)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"option {key} of the selector {name} is {first['input']!r}: {first['msg'].lower()}",
+            remedy=f"its options: {', '.join(kind.model_fields) or 'none'}",
+        ) from error
+
+
+def models_of(resources: Resources) -> Models:
+    """The models, which `selector` has made sure of."""
+    assert resources.models is not None
+    return resources.models
+
+
+def selectors() -> dict[str, Entry]:
+    """Every selector; docs/selectors.md says where each comes from."""
+    from paser.selectors import ablations, coverage, geometric, ranked
+    from paser.selectors.damage import PaserSelector
+    from paser.selectors.random import RandomSelector
+    from paser.settings import SelectSettings
+
+    paser = frozenset({CLUSTERS, SCORES})
+    scores, points = frozenset({SCORES}), frozenset({EMBEDDINGS})
+    return {
+        "random": Entry(NoOptions, lambda options, resources, seed, meter: RandomSelector(seed)),
+        "full": Entry(NoOptions, lambda options, resources, seed, meter: ranked.FullSelector()),
+        "longest": Entry(NoOptions, lambda options, resources, seed, meter: ByScore(ranked.longest)),
+        "k-centre": Entry(
+            NoOptions,
+            lambda options, resources, seed, meter: ByOrder(
+                lambda pool, amount, unit: geometric.k_centre(pool, resources.embeddings, amount, unit, seed)
+            ),
+            points,
+        ),
+        "prototypes": Entry(
+            geometric.PrototypeOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: geometric.prototypes(pool, resources.embeddings, options, seed)
+            ),
+            points,
+        ),
+        "top-damage": Entry(NoOptions, _by_damage("mean"), scores),
+        "total-damage": Entry(NoOptions, _by_damage("total"), scores),
+        "damage-per-token": Entry(NoOptions, _by_damage("per_token"), scores),
+        "paser": Entry(SelectSettings, lambda options, resources, seed, meter: PaserSelector(options), paser),
+        "paser-no-clusters": Entry(
+            SelectSettings, lambda options, resources, seed, meter: ablations.OneCluster(options), scores
+        ),
+        "paser-uniform": Entry(
+            SelectSettings,
+            lambda options, resources, seed, meter: PaserSelector(
+                options.model_copy(update={"policy": "uniform"})
+            ),
+            paser,
+        ),
+        "paser-random-inside": Entry(
+            SelectSettings,
+            lambda options, resources, seed, meter: PaserSelector(options, ablations.random_inside(seed)),
+            paser,
+        ),
+        "paser-no-conflicts": Entry(
+            SelectSettings,
+            lambda options, resources, seed, meter: PaserSelector(
+                options.model_copy(update={"strictness": 0.0})
+            ),
+            paser,
+        ),
+        "coverage": Entry(
+            coverage.CoverageSettings,
+            lambda options, resources, seed, meter: PaserSelector(
+                options,
+                lambda pool, amount, unit: coverage.coverage_order(
+                    pool, resources.embeddings, options, amount, unit
+                ),
+            ),
+            paser | points,
+        ),
+    }
+
+
+def _by_damage(amount: Any) -> Build:
+    from paser.selectors.ranked import damage_as
+
+    return lambda options, resources, seed, meter: ByScore(lambda pool: Scored(damage_as(pool, amount)))
