@@ -463,6 +463,23 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
     console().print(result_tables(metrics))
 
 
+@app.command()
+def explore(
+    project: Project = HERE,
+    host: Annotated[str, typer.Option(help="A loopback address; others are refused.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8642,
+    longest: Annotated[int, typer.Option(min=1, help="Most tokens of a model's answer.")] = 128,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+) -> None:
+    """Browse the pool in a local page: clusters, rows by damage, both models' answers, and why.
+
+    Example: paser explore --project ./my-project --port 9000
+    """
+    from paser.explore.app import serve
+
+    serve(project.resolve(), host, port, longest, open_page)
+
+
 @cache.command("info")
 def cache_info(project: Project = HERE, as_json: AsJson = False) -> None:
     """Where the cache is and how much it holds.

@@ -384,6 +384,7 @@ class EvaluateSettings(Group):
 
 class ReportSettings(Group):
     map_rows: Annotated[int, Field(ge=10, le=100_000)] = 2000
+    sweep: str | None = None
 
 
 class RuntimeSettings(Group):

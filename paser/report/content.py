@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from paser.progress import duration
 
 Row = dict[str, Any]
 TRAINED = ("recovered", "control")
 EXAMPLES = 4
+CLUSTER_EXAMPLES = 3
 _ROW_ID = re.compile(r"r1-[0-9a-f]{64}")
 EXAMPLE_LENGTH = 220
 
@@ -30,6 +33,9 @@ REASONS = {
 }
 
 
+# What stands in the scoreboard beside the capabilities and clusters, which have tables of their own.
+BOARD_SECTIONS = ("task", "text")
+
 QUARANTINED = {
     "duplicate": "exact duplicate",
     "near_duplicate": "near duplicate",
@@ -40,7 +46,12 @@ QUARANTINED = {
 
 @dataclass(frozen=True)
 class Tables:
-    """The content of the files a report is made from; tables as lists of rows."""
+    """The content of the files a report is made from; tables as lists of rows.
+
+    `board`: the lines of `data/scoreboard.json`; `runs` and `records`: the run record and the record of each
+    stage, in order; `sweep`: the lines of a sweep's CSV; `typical`: row ids of each cluster, the most typical
+    first.
+    """
 
     pool: list[Row]
     holdout: list[Row]
@@ -52,6 +63,11 @@ class Tables:
     budget: Mapping[str, Any]
     metrics: Mapping[str, Any]
     entry: Mapping[str, Any]
+    board: list[Row] = field(default_factory=list)
+    runs: list[Row] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
+    sweep: list[Row] = field(default_factory=list)
+    typical: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,11 @@ class Content:
     kind: str
     marked: bool
     result_notes: tuple[str, ...]
+    board: list[Row]
+    board_notes: tuple[str, ...]
+    stages: list[Row]
+    cost_facts: str
+    sweep: list[Row]
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -128,6 +149,11 @@ def build(tables: Tables) -> Content:
         kind="label" if metrics["capability_kind"] == "label" else "cluster",
         marked=_above_one(capabilities, metrics["overall"]),
         result_notes=_result_notes(metrics),
+        board=[line for line in tables.board if line["section"] in BOARD_SECTIONS],
+        board_notes=_board_notes(metrics, tables.board),
+        stages=stages(tables.runs, tables.records),
+        cost_facts=_cost_facts(tables.runs, tables.records),
+        sweep=sweep_points(tables.sweep),
         lineage=tables.entry,
     )
 
@@ -355,6 +381,7 @@ def _clusters(tables: Tables) -> list[Row]:
         if row["split"] == "pool" and value is not None and math.isfinite(value):
             values[row["cluster"]].append(value)
     spent = {item["cluster"]: item for item in tables.budget["clusters"]}
+    texts = {row["row_id"]: row["instruction"] for row in tables.pool}
     lines = []
     for info in tables.cluster_info["clusters"]:
         cluster = info["cluster"]
@@ -373,9 +400,16 @@ def _clusters(tables: Tables) -> list[Row]:
                 "allocated": plan["allocated"],
                 "spent": plan["spent"],
                 "accepted": plan["accepted"],
+                "examples": list(
+                    dict.fromkeys(clip(texts[row_id]) for row_id in tables.typical.get(cluster, ()))
+                )[:CLUSTER_EXAMPLES],
             }
         )
     return sorted(lines, key=lambda line: (-line["cds"], line["cluster"]))
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(clip(text) for text in texts))[:CLUSTER_EXAMPLES]
 
 
 def _middle_half(values: list[float]) -> tuple[float, float]:
@@ -522,3 +556,88 @@ def _result_notes(metrics: Mapping[str, Any]) -> tuple[str, ...]:
             "not finite."
         )
     return (*notes, *metrics["notes"])
+
+
+def _board_notes(metrics: Mapping[str, Any], board: list[Row]) -> tuple[str, ...]:
+    if not any(line["section"] in BOARD_SECTIONS for line in board):
+        return (
+            "No task and no text was asked for: evaluate.tasks and evaluate.perplexity in params.yaml name "
+            "them, and dvc repro measures them.",
+        )
+    return tuple((metrics.get("tasks") or {}).get("notes", ()))
+
+
+def stages(runs: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One line a stage, in order: seconds, their share of the run, what it worked on, and where it ran."""
+    total = sum(run["seconds"] for run in runs)
+    worked = {record["stage"]: _work(record) for record in records}
+    return [
+        {
+            "stage": run["stage"],
+            "seconds": run["seconds"],
+            "time": duration(run["seconds"]),
+            "share": run["seconds"] / total if total else 0.0,
+            "work": worked.get(run["stage"], ""),
+            "machine": _machine(run),
+            "started": run["started"],
+        }
+        for run in runs
+    ]
+
+
+def _work(record: Mapping[str, Any]) -> str:
+    """What the stage went through, from its record's facts: tokens where it trained, rows where it read."""
+    facts = record.get("facts", {})
+    if facts.get("steps") is not None and facts.get("tokens") is not None:
+        return f"{plural(facts['tokens'], 'token')} an epoch, {plural(facts['steps'], 'step')}"
+    rows = sum(item["rows"] for item in record.get("inputs", ()) if _is_pool(item))
+    return plural(rows, "row") if rows else ""
+
+
+def _is_pool(item: Mapping[str, Any]) -> bool:
+    return item["path"] in ("data/pool.parquet", "data/holdout.parquet") and bool(item.get("rows"))
+
+
+def _machine(run: Mapping[str, Any]) -> str:
+    where = f"{run['machine']}, {plural(run['cpus'], 'processor')}"
+    return f"{run['worker']}: {where}" if run.get("worker") else where
+
+
+def _cost_facts(runs: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]) -> str:
+    if not runs:
+        return ""
+    trained = {r["stage"]: r.get("facts", {}).get("tokens") for r in records}
+    facts = [f"The stages took {duration(sum(run['seconds'] for run in runs))} together."]
+    if trained.get("recover"):
+        facts.append(
+            f"Training saw {plural(trained['recover'], 'token')} in each epoch"
+            + (f", its control {trained['control']:,}." if trained.get("control") else ".")
+        )
+    facts.append("A stage whose result was reused shows the time of the run that made it.")
+    return " ".join(facts)
+
+
+def sweep_points(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """What a sweep's finished cells say of gap and budget, by tokens: `cell`, `tokens`, `MEASURE_MODEL`.
+
+    A cell that failed or was not evaluated has no point. Numbers are read from the text of a CSV file.
+    """
+    points = []
+    for line in lines:
+        tokens = _float(line.get("tokens"))
+        gaps = {
+            f"{measure}_{model}": _float(line.get(f"{measure}_{model}"))
+            for measure in ("fidelity_gap", "gap_closed")
+            for model in TRAINED
+        }
+        if tokens is not None and gaps["fidelity_gap_recovered"] is not None:
+            points.append({"cell": line.get("cell", ""), "tokens": int(tokens), **gaps})
+    return sorted(points, key=lambda point: (point["tokens"], point["cell"]))
+
+
+def _float(text: object) -> float | None:
+    try:
+        value = float(str(text))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -41,6 +41,8 @@ CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P")
 MODEL_MARKERS = {"original": "|", "pruned": "X", "recovered": "o", "control": "D"}
 WIDTH = 8.6
 LABEL_LENGTH = 34
+# Most clusters that the map's legend names.
+NAMED_CLUSTERS = 16
 # Widest axis of a gap; what lies outside is shown as an arrow with its value.
 GAP_LIMITS = (-1.0, 2.0)
 
@@ -240,14 +242,18 @@ def cluster_map(
     points: np.ndarray,
     clusters: Sequence[int],
     selected: Sequence[bool],
+    names: Mapping[int, str],
     description: str,
     name: str = "fig-map",
 ) -> str:
-    """Rows on a plane, shape (n, 2), coloured by cluster; selected rows have a dark ring."""
+    """Rows on a plane, shape (n, 2), coloured by cluster; selected rows have a dark ring.
+
+    `names` stand in a legend as long as it is readable.
+    """
     import numpy as np
 
     with _drawing(name):
-        figure, (axes,) = _figure(5.0)
+        figure, (axes,) = _figure(5.0 + 0.19 * -(-min(len(names), NAMED_CLUSTERS) // 2))
         members = np.asarray(clusters)
         chosen = np.asarray(selected, dtype=bool)
         size = float(np.clip(9000 / max(len(members), 1), 9, 40))
@@ -273,9 +279,22 @@ def cluster_map(
                     "linewidth": 1.8,
                 },
             )  # fmt: skip
+        if len(names) <= NAMED_CLUSTERS:
+            figure.legend(
+                handles=[_cluster_handle(number, title) for number, title in names.items()],
+                loc="outside lower left", ncols=2, handletextpad=0.3,
+            )  # fmt: skip
         axes.set_axis_off()
         axes.margins(0.03)
         return _svg(figure, name, "Map of the pool by cluster", description)
+
+
+def _cluster_handle(number: int, title: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    marker = CLUSTER_MARKERS[number // len(CLUSTER_COLOURS) % len(CLUSTER_MARKERS)]
+    colour = CLUSTER_COLOURS[number % len(CLUSTER_COLOURS)]
+    return Line2D([], [], linestyle="none", marker=marker, color=colour, label=short(title, 48))
 
 
 def damage(
@@ -295,6 +314,115 @@ def damage(
         axes.set_xlim(0, top * 1.1)
         axes.set_xlabel("capability degradation score: mean JSD, 0 (unharmed) to 0.693")
         return _svg(figure, name, "Damage by cluster", description)
+
+
+def abilities(
+    labels: Sequence[str],
+    jsd: Sequence[float | None],
+    rise: Sequence[Interval | None],
+    description: str,
+    name: str = "fig-abilities",
+) -> str:
+    """The pruned model's damage by capability: its JSD to the original and the rise of its loss."""
+    with _drawing(name):
+        figure, panels = _figure(0.75 + 0.34 * len(labels), 2, sharey=True)
+        distances = [v if v is None else Interval(v) for v in jsd]
+        sides: tuple[tuple[str, str, Sequence[Interval | None]], ...] = (
+            ("JSD to the original", "0 = unharmed, 0.693 at most", distances),
+            ("Rise of the loss", "nats a token, 0 = unharmed", rise),
+        )  # fmt: skip
+        for axes, (title, unit, values) in zip(panels, sides, strict=True):
+            present = [v for v in values if v is not None]
+            reach = [*(v.value if v.high is None else v.high for v in present), 1e-6]
+            low = min([0.0, *(v.value if v.low is None else v.low for v in present)])
+            for y, point in enumerate(values):
+                if point is None:
+                    continue
+                axes.barh(y, point.value, height=0.62, color=COLOURS["pruned"], alpha=0.55)
+                if point.low is not None and point.high is not None:
+                    axes.plot([point.low, point.high], [y, y], color=COLOURS["ink"], linewidth=1.3)
+                end = max(point.value, point.high or point.value, 0.0)
+                digits = 3 if axes is panels[0] else 2
+                axes.text(
+                    end + max(reach) * 0.02, y, f"{point.value:.{digits}f}".replace("-", "−"),
+                    va="center", fontsize=9,
+                )  # fmt: skip
+            _rows_axis(axes, labels)
+            axes.set_xlim(low * 1.1, max(reach) * 1.2)
+            axes.locator_params(axis="x", nbins=6)
+            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel(unit)
+        return _svg(figure, name, "What pruning damaged, by capability", description)
+
+
+def times(labels: Sequence[str], seconds: Sequence[float], description: str, name: str = "fig-cost") -> str:
+    """Seconds of each stage."""
+    with _drawing(name):
+        figure, (axes,) = _figure(0.6 + 0.27 * len(labels))
+        top = max([*seconds, 1e-6])
+        for y, value in enumerate(seconds):
+            axes.barh(y, value, height=0.62, color=COLOURS["soft"])
+            axes.text(value + top * 0.01, y, f"{value:,.1f}", va="center", fontsize=9)
+        _rows_axis(axes, labels)
+        axes.set_xlim(0, top * 1.1)
+        axes.set_xlabel("seconds")
+        return _svg(figure, name, "Time of each stage", description)
+
+
+def tasks(
+    labels: Sequence[str],
+    values: Sequence[dict[str, Interval]],
+    description: str,
+    name: str = "fig-tasks",
+) -> str:
+    """Scores of every model, one row a task; intervals are one standard error each way."""
+    with _drawing(name):
+        figure, (axes,) = _figure(1.0 + 0.5 * len(labels))
+        for y, row in enumerate(values):
+            for number, (model, point) in enumerate(row.items()):
+                _mark(axes, y + 0.18 * (number - (len(row) - 1) / 2), point, model)
+        _rows_axis(axes, labels)
+        axes.set_xlabel("score; the line is one standard error each way")
+        _model_legend(figure, [m for m in MODEL_MARKERS if any(m in row for row in values)])
+        return _svg(figure, name, "Tasks", description)
+
+
+def against_budget(
+    series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+    description: str,
+    name: str = "fig-sweep",
+) -> str:
+    """Fidelity gap and gap closed against training tokens; `series`: measure -> model -> (tokens, gap)."""
+    with _drawing(name):
+        figure, panels = _figure(3.2, 2)
+        titles = {"fidelity_gap": "Fidelity gap", "gap_closed": "Gap closed"}
+        for axes, (measure, models) in zip(panels, series.items(), strict=True):
+            for model, points in models.items():
+                axes.plot(
+                    [x for x, _ in points], [y for _, y in points], MODEL_MARKERS[model],
+                    color=COLOURS[model], markersize=7, alpha=0.85,
+                )  # fmt: skip
+                mean: dict[int, list[float]] = {}
+                for x, y in points:
+                    mean.setdefault(x, []).append(y)
+                axes.plot(
+                    sorted(mean), [sum(mean[x]) / len(mean[x]) for x in sorted(mean)],
+                    color=COLOURS[model], linewidth=1.4, alpha=0.6,
+                )  # fmt: skip
+            axes.axhline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.yaxis.grid(True)
+            axes.margins(0.08)
+            axes.set_title(titles[measure], fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            axes.set_xlabel("training tokens")
+        used = {model for models in series.values() for model, points in models.items() if points}
+        _model_legend(figure, [m for m in MODEL_MARKERS if m in used])
+        return _svg(figure, name, "Gap closed against budget", description)
+
+
+def standalone(svg: str) -> str:
+    """A figure of the page as a file of its own: drawing programs do not know the page's variables."""
+    fixed = re.sub(r"var\(--fig-[a-z0-9]+, ([^)]*)\)", r"\1", svg)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{fixed}'
 
 
 def budget(
@@ -367,6 +495,7 @@ def by_capability(
                 for model, value in row.items():
                     _mark(axes, y, Interval(value), model)
             _rows_axis(axes, labels)
+            axes.locator_params(axis="x", nbins=6)
             axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
         _model_legend(figure, [m for m in MODEL_MARKERS if any(m in row for row in [*loss, *jsd])])
         return _svg(figure, name, "Held-out results by capability", description)

@@ -107,6 +107,23 @@ GLOSSARY: tuple[Term, ...] = (
         "removes or moves a single row gets another root.",
     ),
     Term(
+        "stage",
+        "Stage",
+        "One step of the pipeline, which reads files and writes files. It runs again only when something "
+        "that it read has changed.",
+    ),
+    Term(
+        "sweep",
+        "Sweep",
+        "Many runs of the whole pipeline that differ in one or a few settings, such as budget or seed.",
+    ),
+    Term(
+        "task",
+        "Task",
+        "A set of questions with known right answers, such as a benchmark. The score says how many a model "
+        "gets right; ± is its standard error over the questions.",
+    ),
+    Term(
         "wanda",
         "Wanda",
         "The default way of pruning: in each layer it removes the weights whose size, times the size of what "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,23 @@ def sample_rows(count: int, most: int, seed: int) -> np.ndarray:
     if count <= most:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).choice(count, size=most, replace=False))
+
+
+def typical_rows(embeddings: np.ndarray, clusters: Sequence[int], count: int) -> dict[int, list[int]]:
+    """For each cluster the `count` rows that lie closest to its mean, as positions, closest first.
+
+    `embeddings`: shape (n, d); `clusters`: n numbers. Ties go to the earlier row.
+    """
+    import numpy as np
+
+    members = np.asarray(clusters)
+    found = {}
+    for cluster in sorted(set(members.tolist())):
+        where = np.flatnonzero(members == cluster)
+        points = np.asarray(embeddings[where], dtype=np.float32)
+        order = np.argsort(-(points @ points.mean(axis=0)), kind="stable")[:count]
+        found[int(cluster)] = where[order].tolist()
+    return found
 
 
 def lay_out(embeddings: np.ndarray, seed: int) -> np.ndarray:

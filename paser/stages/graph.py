@@ -52,6 +52,11 @@ class Stage:
         return tuple(sorted({*CORE, *self.code, f"paser/stages/{self.name}.py"}))
 
 
+# Whose time and cost the report shows.
+_BEFORE_REPORT = (
+    "fetch", "pool", "prune", "embed", "cluster", "score", "select", "recover", "control", "evaluate",
+    "audit",
+)  # fmt: skip
 _POOL = "data/pool.parquet"
 _HOLDOUT = "data/holdout.parquet"
 _MODELS = "paser/models"
@@ -242,8 +247,10 @@ STAGES: dict[str, Stage] = {
                 "data/decisions.parquet",
                 "data/budget.json",
                 "data/metrics.json",
+                "data/scoreboard.json",
                 "data/evaluation.parquet",
                 "data/audit",
+                *(f"data/records/{name}.run.json" for name in _BEFORE_REPORT),
             ),
             outputs=("data/report",),
             params=("seed", "report"),

@@ -1,21 +1,32 @@
-"""Stage `report`: the HTML page people open first, and the data behind its figures for `dvc plots`."""
+"""Stage `report`: the HTML page people open first, its figures as SVG files and their data as CSV."""
 
 from __future__ import annotations
 
 import csv
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_array, read_columns, read_json
+from paser.artifacts import read_array, read_columns, read_json, sha256_file
 from paser.errors import StageError
 from paser.report.content import Row, Tables, build
-from paser.report.layout import lay_out, sample_rows
-from paser.report.page import ClusterMap, render
+from paser.report.figures import standalone
+from paser.report.layout import lay_out, sample_rows, typical_rows
+from paser.report.page import ClusterMap, Drawing, draw, render
+from paser.stages.graph import STAGES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from paser.stages.run import Context
+
+# More than are shown: several rows may have the same instruction.
+TYPICAL_ROWS = 24
+_BEFORE = [stage for stage in STAGES.values() if stage.name != "report"]
+# The entry holds the records of all stages that its model depends on.
+_RECORDED = [stage for stage in _BEFORE if stage.name != "audit"]
 
 # What the page is made from; whole rows of a large pool take longer, and more memory.
 _READ = {
@@ -40,11 +51,20 @@ def run(context: Context) -> None:
         budget=read_json(context.input("data/budget.json")),
         metrics=read_json(context.input("data/metrics.json")),
         entry=read_json(context.input("data/audit/entry.json")),
+        board=read_json(context.input("data/scoreboard.json")),
+        runs=[read_json(context.input(stage.run_record)) for stage in _BEFORE],
+        records=[read_json(context.input(f"data/audit/records/{stage.name}.json")) for stage in _RECORDED],
+        sweep=_sweep(context),
     )
+    tables = replace(tables, typical=_typical(context, tables))
     target = context.out("data/report")
     target.mkdir(parents=True)
-    page = render(build(tables), _map(context, tables))
+    content = build(tables)
+    cluster_map = _map(context, tables)
+    drawings = draw(content, cluster_map)
+    page = render(content, drawings, cluster_map.sentence)
     (target / "index.html").write_text(page, encoding="utf-8")
+    _write_figures(target / "figures", [d for d in drawings.values() if d])
     # The original's distance from itself is 0 everywhere.
     altered = [model for model in tables.metrics["models"] if model != "original"]
     _write_csv(
@@ -70,13 +90,41 @@ def _rows(context: Context, name: str) -> list[Row]:
     return rows
 
 
-def _map(context: Context, tables: Tables) -> ClusterMap:
+def _sweep(context: Context) -> list[Row]:
+    """The lines of the sweep that `report.sweep` names; its digest goes into the stage's record."""
+    if not context.settings.report.sweep:
+        return []
+    path = context.project / context.settings.report.sweep
+    if not path.is_file():
+        raise StageError(
+            f"{path}: no such file, which report.sweep in params.yaml names",
+            remedy="name a CSV file of `.paser/sweeps`, or null",
+        )
+    context.note(sweep={"path": context.settings.report.sweep, "sha256": sha256_file(path)})
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _typical(context: Context, tables: Tables) -> dict[int, list[str]]:
+    """Row ids of each cluster's most typical rows."""
+    cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
+    ids = [row["row_id"] for row in tables.pool]
+    found = typical_rows(_embeddings(context, tables), [cluster_of[row_id] for row_id in ids], TYPICAL_ROWS)
+    return {cluster: [ids[i] for i in positions] for cluster, positions in found.items()}
+
+
+def _embeddings(context: Context, tables: Tables) -> np.ndarray:
     embeddings = read_array(context.input("data/embeddings.npy"))
     if len(embeddings) != len(tables.pool):
         raise StageError(
             f"data/embeddings.npy has {len(embeddings)} rows, data/pool.parquet {len(tables.pool)}",
             remedy="`dvc repro` makes them from the same pool",
         )
+    return embeddings
+
+
+def _map(context: Context, tables: Tables) -> ClusterMap:
+    embeddings = _embeddings(context, tables)
     settings = context.settings
     drawn = sample_rows(len(embeddings), settings.report.map_rows, settings.seed)
     cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
@@ -88,6 +136,14 @@ def _map(context: Context, tables: Tables) -> ClusterMap:
         selected=[row_id in accepted for row_id in ids],
         total=len(embeddings),
     )
+
+
+def _write_figures(folder: Path, drawings: Iterable[Drawing]) -> None:
+    folder.mkdir()
+    for drawing in drawings:
+        (folder / f"{drawing.file}.svg").write_text(standalone(str(drawing.svg)), encoding="utf-8")
+        rows = (["" if value is None else value for value in row] for row in drawing.data.rows)
+        _write_csv(folder / f"{drawing.file}.csv", drawing.data.header, rows)
 
 
 def _cell(value: float | None) -> str:

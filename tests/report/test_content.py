@@ -165,3 +165,21 @@ def test_an_unspent_budget_says_why(tables: Tables) -> None:
     budget = {**tables.budget, "unspent": 3, "cause": "every usable row was taken"}
     found = content.build(dataclasses.replace(tables, budget=budget)).budget_facts
     assert "3 rows stayed unspent: every usable row was taken." in found
+
+
+def test_a_cluster_shows_its_most_typical_instructions_each_once(tables: Tables) -> None:
+    ids = [row["row_id"] for row in tables.clusters if row["split"] == "pool" and row["cluster"] == 0][:5]
+    pool = [row | {"instruction": "Say hello."} if row["row_id"] in ids[:2] else row for row in tables.pool]
+    found = content.build(dataclasses.replace(tables, pool=pool, typical={0: ids}))
+    shown = next(line["examples"] for line in found.clusters if line["cluster"] == 0)
+    assert shown[0] == "Say hello."
+    assert len(shown) == len(set(shown)) == 3
+
+
+def test_a_sweeps_cells_without_a_result_are_left_out_and_the_rest_ordered_by_tokens() -> None:
+    done = {"cell": "b", "tokens": "900", "fidelity_gap_recovered": "0.4", "gap_closed_recovered": ""}
+    failed = {"cell": "a", "tokens": "", "fidelity_gap_recovered": ""}
+    less = {**done, "cell": "c", "tokens": "100"}
+    points = content.sweep_points([done, failed, less])
+    assert [(p["cell"], p["tokens"]) for p in points] == [("c", 100), ("b", 900)]
+    assert points[0]["gap_closed_recovered"] is None

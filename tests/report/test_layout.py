@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paser.report.layout import lay_out, sample_rows, within_reach
+from paser.report.layout import lay_out, sample_rows, typical_rows, within_reach
 
 
 def test_few_rows_are_laid_out_by_principal_components() -> None:
@@ -41,3 +41,9 @@ def test_a_far_group_is_drawn_at_the_edge_and_moves_no_other() -> None:
     plane = within_reach(np.vstack([near, [[-50.0, 50.0]]]))
     np.testing.assert_array_equal(plane[:99], near)
     assert -0.6 < plane[99, 0] < 0 < 1 < plane[99, 1] < 1.6
+
+
+def test_the_rows_nearest_to_a_clusters_mean_are_its_typical_ones() -> None:
+    points = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.5, 0.5], [0, 1]], dtype=np.float32)
+    assert typical_rows(points, [0, 0, 1, 1, 1], 2) == {0: [0, 1], 1: [2, 4]}
+    assert typical_rows(points, [0, 0, 1, 1, 1], 9)[0] == [0, 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from synthetic_project import build
 
-from paser.artifacts import read_array, read_json, write_array
+from paser.artifacts import read_array, read_json, sha256_file, write_array
 from paser.errors import StageError
 from paser.stages.run import run_stage
 
@@ -71,8 +71,7 @@ def test_the_page_asks_for_nothing_else(html: str, page: Page) -> None:
     assert page.all("script", "iframe", "object", "embed", "img", "form") == []
     addresses = set(re.findall(r"(?:https?:)?//[\w.]+", html))
     assert addresses <= {"http://www.w3.org"}, "only the names of the SVG standard"
-    for attrs in page.all("a"):
-        assert (attrs["href"] or "").startswith("#")
+    assert all((a["href"] or "").startswith(("#", "figures/")) for a in page.all("a"))
     assert [a["href"] for a in page.all("link")] == ["data:,"]
     assert any("default-src 'none'" in (a.get("content") or "") for a in page.all("meta"))
     assert "@import" not in html
@@ -82,7 +81,7 @@ def test_the_page_asks_for_nothing_else(html: str, page: Page) -> None:
 def test_every_link_inside_the_page_arrives_and_ids_are_unique(page: Page) -> None:
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
-    wanted = {(a["href"] or "")[1:] for a in page.all("a")}
+    wanted = {(a["href"] or "")[1:] for a in page.all("a") if (a["href"] or "").startswith("#")}
     wanted |= {(a["xlink:href"] or "")[1:] for a in page.all("use")}
     assert wanted <= set(ids)
 
@@ -94,7 +93,7 @@ def test_a_screen_reader_finds_landmarks_captions_and_descriptions(page: Page) -
     assert tags.count("table") == tags.count("caption") >= 7
     assert all(attrs.get("scope") in ("row", "col") for attrs in page.all("th"))
     ids = {attrs.get("id") for _, attrs in page.elements}
-    assert len(page.all("svg")) == tags.count("figure") == tags.count("figcaption") == 8
+    assert len(page.all("svg")) == tags.count("figure") == tags.count("figcaption") == 10
     for attrs in page.all("svg"):
         assert attrs["role"] == "img"
         assert set((attrs["aria-labelledby"] or "").split()) <= ids
@@ -105,8 +104,8 @@ def test_a_screen_reader_finds_landmarks_captions_and_descriptions(page: Page) -
 def test_sections_stand_in_the_order_of_a_readers_questions(page: Page) -> None:
     found = [attrs["id"] for attrs in page.all("section")]
     assert found == [
-        "result", "pool", "funnel", "clusters", "damage", "budget", "reasons", "results", "lineage",
-        "glossary",
+        "result", "pool", "funnel", "clusters", "damage", "budget", "reasons", "results", "tasks",
+        "cost", "lineage", "glossary",
     ]  # fmt: skip
 
 
@@ -153,8 +152,8 @@ def test_plot_data_is_the_data_of_the_figures(reported: Path) -> None:
 
 
 def test_the_same_project_gives_the_same_bytes(reported: Path) -> None:
-    files = sorted((reported / "data/report").iterdir())
-    assert [path.name for path in files] == ["budget.csv", "damage.csv", "index.html"]
+    files = sorted(path for path in (reported / "data/report").rglob("*") if path.is_file())
+    assert {"budget.csv", "damage.csv", "index.html"} <= {path.name for path in files}
     before = [path.read_bytes() for path in files]
     run_stage("report", reported)
     assert [path.read_bytes() for path in files] == before
@@ -178,3 +177,61 @@ def test_embeddings_of_another_pool_are_refused(tmp_path: Path) -> None:
     write_array(path, read_array(path)[:-1].copy())
     with pytest.raises(StageError, match=r"embeddings\.npy has 11 rows, data/pool\.parquet 12"):
         run_stage("report", root)
+
+
+def test_every_figure_lies_beside_the_page_as_svg_with_its_data(reported_in_full: Path) -> None:
+    folder = reported_in_full / "data/report"
+    page = Page((folder / "index.html").read_text("utf-8"))
+    links = {a["href"] for a in page.all("a") if (a["href"] or "").startswith("figures/")}
+    files = {path.relative_to(folder).as_posix() for path in (folder / "figures").iterdir()}
+    assert links == files
+    assert len(files) == 2 * len(page.all("svg")) == 24
+    for path in (folder / "figures").glob("*.svg"):
+        text = path.read_text("utf-8")
+        xml.dom.minidom.parseString(text)
+        assert "var(" not in text, "a drawing program knows no variables"
+        lines = list(csv.reader(path.with_suffix(".csv").open(encoding="utf-8")))
+        assert len(lines) > 1
+        assert {len(line) for line in lines} == {len(lines[0])}
+
+
+def test_the_data_of_a_figure_are_the_values_that_it_shows(reported_in_full: Path) -> None:
+    folder = reported_in_full / "data"
+    metrics = read_json(folder / "metrics.json")
+    lines = list(csv.DictReader((folder / "report/figures/abilities.csv").open(encoding="utf-8")))
+    found = {line["capability"]: float(line["jsd_pruned"]) for line in lines}
+    assert found == {c["name"]: c["jsd"]["pruned"] for c in metrics["capabilities"]}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    funnel = list(csv.DictReader((folder / "report/figures/funnel.csv").open(encoding="utf-8")))
+    assert int(funnel[-1]["rows"]) == read_json(folder / "budget.json")["rows"]
+
+
+def test_tasks_and_texts_are_shown_with_errors_and_gaps(reported_in_full: Path, page: Page) -> None:
+    full = Page((reported_in_full / "data/report/index.html").read_text("utf-8"))
+    assert "hellaswag-100 acc ↑ 100 0.600 ± 0.020 0.400 ± 0.020" in full.words
+    assert "0.50 [0.40, 0.60]" in full.words
+    assert "wiki log perplexity ↓ 100 3.100 – – – no gap no gap" in full.words
+    assert "No task and no text was asked for" in page.words
+
+
+def test_a_sweep_is_shown_when_there_is_one_and_is_on_record(reported_in_full: Path, page: Page) -> None:
+    full = Page((reported_in_full / "data/report/index.html").read_text("utf-8"))
+    assert "select.budget=20% 20,000 0.30 0.25 0.60 –" in full.words
+    assert "90%" not in full.words, "a cell that failed has no gap"
+    record = read_json(reported_in_full / "data/records/report.json")
+    assert record["facts"]["sweep"]["sha256"] == sha256_file(reported_in_full / "sweep.csv")
+    assert "Gap closed against budget" not in page.words
+
+
+def test_a_sweep_that_is_not_there_is_an_error_with_its_remedy(tmp_path: Path) -> None:
+    root = build(tmp_path / "project", per_label=2)
+    run_stage("audit", root)
+    (root / "params.yaml").write_text("seed: 17\nreport: {sweep: gone.csv}\n", "utf-8")
+    with pytest.raises(StageError, match=r"gone\.csv: no such file, which report\.sweep .*names"):
+        run_stage("report", root)
+
+
+def test_time_and_cost_of_every_stage_come_from_its_run_record(page: Page) -> None:
+    assert "fetch 2 s" in page.words
+    assert re.search(r"evaluate 15 s \d+ % 25 rows x86_64, 2 processors", page.words)
+    assert "The stages took 1 min" in page.words
