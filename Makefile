@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow serve stop worker lint format bench clean
+.PHONY: demo test test-slow serve stop worker lint format docs bench clean
 
 demo: $(READY)
 	@paser demo
@@ -53,6 +53,12 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,flows,audit,tasks]'
 	@touch $@
+
+# The documentation as a site, in build/docs; a dead link, a dead anchor or a page without a place is an error.
+docs: $(READY)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	@sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 # Benchmarks, about an hour and a half; NAME=scoring runs one. Needs PASER_BENCH_DATA.
 bench: $(READY)
