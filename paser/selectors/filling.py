@@ -94,7 +94,8 @@ def best_first(values: np.ndarray, pool: ScoredPool) -> np.ndarray:
     import numpy as np
 
     able = pool.usable[~np.isnan(values[pool.usable])]
-    return able[np.lexsort((places_by_id(pool.row_ids)[able], -values[able]))]
+    found: np.ndarray = able[np.lexsort((places_by_id(pool.row_ids)[able], -values[able]))]
+    return found
 
 
 def by_id(pool: ScoredPool) -> np.ndarray:
