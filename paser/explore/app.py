@@ -32,7 +32,8 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not no-referrer, under which a browser sends no Origin with this site's own forms.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 NAMES = ["127.0.0.1", "localhost", "[::1]"]
