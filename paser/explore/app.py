@@ -156,7 +156,8 @@ def serve(folder: Path, host: str, port: int, longest: int, show: bool) -> None:
         say(f"{len(project.rows):,} rows at {address} (Ctrl-C ends it)")
         if show:
             webbrowser.open(address)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(settings).run(sockets=[bound])
 
 
 @contextlib.contextmanager
