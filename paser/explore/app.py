@@ -32,7 +32,8 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Not no-referrer, under which a browser sends no Origin with this site's own forms.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 NAMES = ["127.0.0.1", "localhost", "[::1]"]
@@ -155,7 +156,8 @@ def serve(folder: Path, host: str, port: int, longest: int, show: bool) -> None:
         say(f"{len(project.rows):,} rows at {address} (Ctrl-C ends it)")
         if show:
             webbrowser.open(address)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(settings).run(sockets=[bound])
 
 
 @contextlib.contextmanager

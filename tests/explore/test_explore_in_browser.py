@@ -99,7 +99,7 @@ def test_a_row_shows_both_answers_its_tokens_and_why(browser: Any, address: str,
         text = seen.page.inner_text("main")
         assert "Taken" in text
         assert re.search(rf"Training position\s+{reason['position']}\b", text)
-        seen.page.click("button")
+        seen.page.click("button", timeout=120_000)
         seen.page.wait_for_selector("text=Divergence at each token", timeout=120_000)
         assert seen.page.locator("h3", has_text="Original").count() == 1
         assert seen.page.locator("h3", has_text="Pruned").count() == 1
