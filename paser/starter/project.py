@@ -123,7 +123,7 @@ def _write(folder: Path, wanted: Wanted) -> list[Path]:
     load_sources(folder / "data" / "sources.yaml")
     (folder / "data" / "withdrawn.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
     (folder / "params.yaml").write_text(_settings(external), encoding="utf-8")
-    (folder / "dvc.yaml").write_text(stages(_starter("dvc.yaml")), encoding="utf-8")
+    (folder / "dvc.yaml").write_text(stages(_starter("stages.yaml")), encoding="utf-8")
     (folder / CODE).write_text(code(), encoding="utf-8")
     for name, text in ((".gitignore", _starter("gitignore")), (".dvcignore", _DVCIGNORE)):
         if not (folder / name).exists():
