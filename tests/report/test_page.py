@@ -233,5 +233,5 @@ def test_a_sweep_that_is_not_there_is_an_error_with_its_remedy(tmp_path: Path) -
 
 def test_time_and_cost_of_every_stage_come_from_its_run_record(page: Page) -> None:
     assert "fetch 2 s" in page.words
-    assert re.search(r"evaluate 15 s \d+ % 25 rows x86_64, 2 processors", page.words)
+    assert re.search(r"evaluate 15 s \d+ % 12 rows x86_64, 2 processors", page.words)
     assert "The stages took 1 min" in page.words
