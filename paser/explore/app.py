@@ -166,6 +166,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # before the browser opens: it waits, and is not refused
     except OSError as error:
         bound.close()
         raise PaserError(
