@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -17,6 +17,9 @@ from paser.selectors.filling import Scored, take_best, take_in_order
 from paser.selectors.protocol import ScoredPool, Selection, Selector
 from paser.selectors.resources import Meter, Models, Resources
 from paser.settings import Group
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EMBEDDINGS, CLUSTERS, SCORES, MODELS = "embeddings", "clusters", "scores", "models"
 SMALL, TARGETS = "models.small", "models.targets"
@@ -83,8 +86,8 @@ class ByOrder:
 def selector(name: str, settings: Mapping[str, Any] | Group, resources: Resources, seed: int) -> Selector:
     """The selector of this name.
 
-    `settings`: its options, checked; for the family of PASER the keys of `select`. Raises SettingsError for an
-    unknown name or option and for a resource that is missing.
+    `settings`: its options, checked; for the family of PASER the keys of `select`. Raises SettingsError for
+    an unknown name or option and for a resource that is missing.
     """
     known = selectors()
     if name not in known:
@@ -117,6 +120,12 @@ def _options(name: str, kind: type[Group], settings: Mapping[str, Any] | Group) 
         ) from error
 
 
+def embeddings_of(resources: Resources) -> np.ndarray:
+    """The embeddings, which `selector` has made sure of."""
+    assert resources.embeddings is not None
+    return resources.embeddings
+
+
 def models_of(resources: Resources) -> Models:
     """The models, which `selector` has made sure of."""
     assert resources.models is not None
@@ -139,14 +148,16 @@ def selectors() -> dict[str, Entry]:
         "k-centre": Entry(
             NoOptions,
             lambda options, resources, seed, meter: ByOrder(
-                lambda pool, amount, unit: geometric.k_centre(pool, resources.embeddings, amount, unit, seed)
+                lambda pool, amount, unit: geometric.k_centre(
+                    pool, embeddings_of(resources), amount, unit, seed
+                )
             ),
             points,
         ),
         "prototypes": Entry(
             geometric.PrototypeOptions,
             lambda options, resources, seed, meter: ByScore(
-                lambda pool: geometric.prototypes(pool, resources.embeddings, options, seed)
+                lambda pool: geometric.prototypes(pool, embeddings_of(resources), options, seed)
             ),
             points,
         ),
@@ -181,7 +192,7 @@ def selectors() -> dict[str, Entry]:
             lambda options, resources, seed, meter: PaserSelector(
                 options,
                 lambda pool, amount, unit: coverage.coverage_order(
-                    pool, resources.embeddings, options, amount, unit
+                    pool, embeddings_of(resources), options, amount, unit
                 ),
             ),
             paser | points,
