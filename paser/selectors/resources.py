@@ -61,8 +61,8 @@ class Models:
 
 @dataclass(frozen=True)
 class Resources:
-    """`embeddings`: shape (n, e), rows in the pool's order. `losses`: of the `original` and the `pruned`
-    model, mean negative log-likelihood a response token in nats, each of shape (n,)."""
+    """`embeddings`: shape (n, e), rows in the pool's order. `loss_original`, `loss_pruned`: of these models,
+    mean negative log-likelihood a response token in nats, each of shape (n,)."""
 
     embeddings: np.ndarray | None = None
     loss_original: np.ndarray | None = None
