@@ -13,7 +13,7 @@ import pytest
 from paser.models.tokens import Encoded, SampleEncoder
 from paser.records import Sample
 from paser.selectors.protocol import ScoredPool
-from paser.selectors.resources import LanguageModel, Models, Resources
+from paser.selectors.resources import Models, Resources, opener
 from paser.settings import RecoverSettings
 from tests import tiny
 from tests.selectors.scored import texts
@@ -40,16 +40,13 @@ class Ground:
 def ground(llama: Path, sparse_llama: Path) -> Ground:
     import torch
 
-    from paser.models.loading import load_causal_lm, load_tokenizer
+    from paser.models.loading import load_tokenizer
 
     samples = [
         Sample("tiny", str(i), "MIT", row["instruction"], row["input"], row["output"], row["label"])
         for i, row in enumerate(tiny.rows(ROWS + 4, seed=3))
     ]
     encoder = SampleEncoder(load_tokenizer(llama))
-
-    def opened(path: Path) -> LanguageModel:
-        return LanguageModel(load_causal_lm(path, dtype=torch.float32), encoder)
 
     rows, targets = samples[:ROWS], samples[ROWS:]
     encoded = [encoder.encode(sample, 200) for sample in rows]
@@ -65,15 +62,15 @@ def ground(llama: Path, sparse_llama: Path) -> Ground:
         response_tokens=np.array([len(e.response_ids) for e in encoded]),
     )
     models = Models(
-        pruned=lambda: opened(sparse_llama),
-        small=lambda: opened(llama),
+        pruned=opener(sparse_llama, torch.float32),
+        small=opener(llama, torch.float32),
         samples=lambda positions: [rows[i] for i in positions],
         targets=targets,
         recover=RecoverSettings(rank=2, batch_size=2, micro_batch_size=2, targets=("q_proj", "down_proj")),
         max_tokens=200,
     )
     loss = []
-    for model in (opened(path).model for path in (llama, sparse_llama)):
+    for model in (opener(path, torch.float32)().model for path in (llama, sparse_llama)):
         with torch.no_grad():
             loss += [float(plain_loss(model, row)) for row in encoded]
     resources = Resources(
