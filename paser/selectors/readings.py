@@ -47,7 +47,8 @@ def ifd(pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter) ->
 
 def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int, meter: Meter) -> Scored:
     """Golden score (Li et al. 2023, arXiv 2312.10302): the share of anchor tasks whose response becomes
-    likelier when the row stands before the task as its one example. 0 .. 1; ties by the mean gain.
+    likelier when the row stands before the task as its one example: 0 .. 1, and up to half of one task's share
+    more or less, by the mean gain, which parts equal scores.
 
     Anchors are drawn by `seed` outside the quarter that is scored, or from `models.targets` where there are
     any. Rows outside the quarter are NaN.
@@ -67,16 +68,17 @@ def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int
     else:
         tasks = encoded(models, judge.encoder, outside[: options.anchors])
     tasks = [task for task in tasks if task.response_ids]
+    examples = encoded(models, judge.encoder, quarter)
+    shots = [
+        Encoded(example.prompt_ids + example.response_ids + task.prompt_ids, task.response_ids)
+        for example in examples
+        for task in tasks
+    ]
     before = read(judge.model, tasks, meter).loss
+    gain = before - read(judge.model, shots, meter).loss.reshape(len(quarter), len(tasks))
     values = np.full(len(pool), np.nan)
-    for position, example in zip(quarter, encoded(models, judge.encoder, quarter), strict=True):
-        shots = [
-            Encoded(example.prompt_ids + example.response_ids + task.prompt_ids, task.response_ids)
-            for task in tasks
-        ]
-        gain = before - read(judge.model, shots, meter).loss
-        # The mean gain, squeezed into half of one task's share, only parts equal scores.
-        values[position] = (gain > 0).mean() + np.arctan(gain.mean()) / (np.pi * len(tasks))
+    # The mean gain, squeezed into half of one task's share, only parts equal scores.
+    values[quarter] = (gain > 0).mean(axis=1) + np.arctan(gain.mean(axis=1)) / (np.pi * len(tasks))
     return Scored(values, {"scored": len(quarter), "anchors": len(tasks)})
 
 
