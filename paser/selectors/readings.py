@@ -47,8 +47,8 @@ def ifd(pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter) ->
 
 def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int, meter: Meter) -> Scored:
     """Golden score (Li et al. 2023, arXiv 2312.10302): the share of anchor tasks whose response becomes
-    likelier when the row stands before the task as its one example: 0 .. 1, and up to half of one task's share
-    more or less, by the mean gain, which parts equal scores.
+    likelier when the row stands before the task as its one example: 0 .. 1, and up to half of one task's
+    share more or less, by the mean gain, which parts equal scores.
 
     Anchors are drawn by `seed` outside the quarter that is scored, or from `models.targets` where there are
     any. Rows outside the quarter are NaN.

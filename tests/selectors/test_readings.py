@@ -37,14 +37,17 @@ def test_a_reading_is_that_of_each_row_alone(ground: Ground) -> None:
 
 @pytest.mark.parametrize("name", ["ifd", "ifd-small"])
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(ground: Ground, name: str) -> None:
+    import torch
+
     small = ground.models.small
     assert small is not None
     judge = (ground.models.pruned if name == "ifd" else small)()
     start = judge.encoder.end_of_turn
-    ratios = [
-        float(plain_loss(judge.model, row) / plain_loss(judge.model, Encoded((start,), row.response_ids)))
-        for row in ground.encoded
-    ]
+    with torch.no_grad():
+        ratios = [
+            float(plain_loss(judge.model, row) / plain_loss(judge.model, Encoded((start,), row.response_ids)))
+            for row in ground.encoded
+        ]
     helpful = [ratio if ratio < 1 else -1.0 for ratio in ratios]
     count = min(6, sum(ratio < 1 for ratio in ratios))
     selection = selector(name, {}, ground.resources, 1)(ground.pool, count, "rows")
