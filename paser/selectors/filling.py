@@ -94,15 +94,16 @@ def best_first(values: np.ndarray, pool: ScoredPool) -> np.ndarray:
     import numpy as np
 
     able = pool.usable[~np.isnan(values[pool.usable])]
-    found: np.ndarray = able[np.lexsort((places_by_id(pool.row_ids)[able], -values[able]))]
-    return found
+    order: np.ndarray = able[np.lexsort((places_by_id(pool.row_ids)[able], -values[able]))]
+    return order
 
 
 def by_id(pool: ScoredPool) -> np.ndarray:
     """Positions of the usable rows in the order of their ids, so that no result hangs on the pool's order."""
     import numpy as np
 
-    return pool.usable[np.argsort(places_by_id(pool.row_ids)[pool.usable])]
+    order: np.ndarray = pool.usable[np.argsort(places_by_id(pool.row_ids)[pool.usable])]
+    return order
 
 
 def _rank(order: np.ndarray, pool: ScoredPool) -> np.ndarray:

@@ -51,8 +51,8 @@ def k_centre(pool: ScoredPool, embeddings: np.ndarray, amount: int, unit: str, s
         following = int(near.argmax())
     rest = np.argsort(-near, kind="stable")
     rest = rest[near[rest] >= 0]
-    found: np.ndarray = rows[np.concatenate([np.array(order, dtype=np.int64), rest])]
-    return found
+    whole: np.ndarray = rows[np.concatenate([np.array(order, dtype=np.int64), rest])]
+    return whole
 
 
 def prototypes(pool: ScoredPool, embeddings: np.ndarray, options: PrototypeOptions, seed: int) -> Scored:

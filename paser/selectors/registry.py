@@ -15,13 +15,14 @@ from pydantic import ValidationError
 from paser.errors import SettingsError
 from paser.selectors.filling import Scored, take_best, take_in_order
 from paser.selectors.protocol import ScoredPool, Selection, Selector
-from paser.selectors.resources import Meter, Models, Resources
+from paser.selectors.resources import LanguageModel, Meter, Models, Resources
 from paser.settings import Group
 
 if TYPE_CHECKING:
     import numpy as np
 
-EMBEDDINGS, CLUSTERS, SCORES, MODELS = "embeddings", "clusters", "scores", "models"
+EMBEDDINGS, CLUSTERS, SCORES = "embeddings", "clusters", "scores"
+LOSSES, MODELS = "losses", "models"
 SMALL, TARGETS = "models.small", "models.targets"
 
 
@@ -54,7 +55,7 @@ class Counted:
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         meter = Meter()
-        if SCORES in self.entry.needs:
+        if {SCORES, LOSSES} & self.entry.needs:
             meter.forward_tokens += 2 * int(pool.tokens.sum())
         if {EMBEDDINGS, CLUSTERS} & self.entry.needs:
             meter.embedded_rows += len(pool)
@@ -95,6 +96,7 @@ def selector(name: str, settings: Mapping[str, Any] | Group, resources: Resource
     entry = known[name]
     given = {
         EMBEDDINGS: resources.embeddings is not None,
+        LOSSES: resources.loss_original is not None and resources.loss_pruned is not None,
         MODELS: resources.models is not None,
         SMALL: resources.models is not None and resources.models.small is not None,
         TARGETS: resources.models is not None and bool(resources.models.targets),
@@ -120,27 +122,52 @@ def _options(name: str, kind: type[Group], settings: Mapping[str, Any] | Group) 
         ) from error
 
 
+def embeddings_of(resources: Resources) -> np.ndarray:
+    """The embeddings, which `selector` has made sure of."""
+    assert resources.embeddings is not None
+    return resources.embeddings
+
+
 def models_of(resources: Resources) -> Models:
     """The models, which `selector` has made sure of."""
     assert resources.models is not None
     return resources.models
 
 
-def points_of(resources: Resources) -> np.ndarray:
-    """The embeddings, which `selector` has made sure of."""
-    assert resources.embeddings is not None
-    return resources.embeddings
+def small_of(resources: Resources) -> LanguageModel:
+    """The small model, which `selector` has made sure of."""
+    small = models_of(resources).small
+    assert small is not None
+    return small()
+
+
+def losses_of(resources: Resources) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of the original and the pruned model, which `selector` has made sure of."""
+    assert resources.loss_original is not None
+    assert resources.loss_pruned is not None
+    return resources.loss_original, resources.loss_pruned
 
 
 def selectors() -> dict[str, Entry]:
     """Every selector; docs/selectors.md says where each comes from."""
-    from paser.selectors import ablations, coverage, geometric, ranked
+    from paser.selectors import (
+        ablations,
+        coverage,
+        dynamics,
+        geometric,
+        influence,
+        matching,
+        mining,
+        predictive,
+        ranked,
+        readings,
+    )
     from paser.selectors.damage import PaserSelector
     from paser.selectors.random import RandomSelector
     from paser.settings import SelectSettings
 
     paser = frozenset({CLUSTERS, SCORES})
-    scores, points = frozenset({SCORES}), frozenset({EMBEDDINGS})
+    scores, points, models = frozenset({SCORES}), frozenset({EMBEDDINGS}), frozenset({MODELS})
     return {
         "random": Entry(NoOptions, lambda options, resources, seed, meter: RandomSelector(seed)),
         "full": Entry(NoOptions, lambda options, resources, seed, meter: ranked.FullSelector()),
@@ -148,14 +175,16 @@ def selectors() -> dict[str, Entry]:
         "k-centre": Entry(
             NoOptions,
             lambda options, resources, seed, meter: ByOrder(
-                lambda pool, amount, unit: geometric.k_centre(pool, points_of(resources), amount, unit, seed)
+                lambda pool, amount, unit: geometric.k_centre(
+                    pool, embeddings_of(resources), amount, unit, seed
+                )
             ),
             points,
         ),
         "prototypes": Entry(
             geometric.PrototypeOptions,
             lambda options, resources, seed, meter: ByScore(
-                lambda pool: geometric.prototypes(pool, points_of(resources), options, seed)
+                lambda pool: geometric.prototypes(pool, embeddings_of(resources), options, seed)
             ),
             points,
         ),
@@ -190,12 +219,77 @@ def selectors() -> dict[str, Entry]:
             lambda options, resources, seed, meter: PaserSelector(
                 options,
                 lambda pool, amount, unit: coverage.coverage_order(
-                    pool, points_of(resources), options, amount, unit
+                    pool, embeddings_of(resources), options, amount, unit
                 ),
             ),
             paser | points,
         ),
+        "ifd": Entry(
+            NoOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: readings.ifd(pool, models_of(resources), models_of(resources).pruned(), meter)
+            ),
+            models,
+        ),
+        "ifd-small": Entry(
+            NoOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: readings.ifd(pool, models_of(resources), small_of(resources), meter)
+            ),
+            models | {SMALL},
+        ),
+        "instruction-mining": Entry(
+            NoOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: mining.instruction_mining(pool, embeddings_of(resources))
+            ),
+            points,
+        ),
+        "nuggets": Entry(readings.NuggetsOptions, _by_models(readings.nuggets), models),
+        "el2n": Entry(dynamics.RepeatedOptions, _by_models(dynamics.el2n), models),
+        "grand": Entry(dynamics.RepeatedOptions, _by_models(dynamics.grand), models),
+        "variance-of-gradients": Entry(
+            dynamics.VarianceOptions, _by_models(dynamics.gradient_variance), models | {CLUSTERS}
+        ),
+        "influence-effort": Entry(
+            influence.InfluenceOptions,
+            lambda options, resources, seed, meter: ByOrder(
+                lambda pool, amount, unit: influence.influence_effort(
+                    pool,
+                    models_of(resources),
+                    embeddings_of(resources),
+                    losses_of(resources)[1],
+                    options,
+                    seed,
+                    meter,
+                )
+            ),
+            models | points | {LOSSES},
+        ),
+        "q-tuning": Entry(
+            NoOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: readings.quadrants(pool, models_of(resources), meter)
+            ),
+            models,
+        ),
+        "preselect": Entry(
+            predictive.PreselectOptions,
+            lambda options, resources, seed, meter: ByScore(
+                lambda pool: predictive.preselect(
+                    pool, models_of(resources), losses_of(resources), options, seed, meter
+                )
+            ),
+            models | {LOSSES},
+        ),
+        "less": Entry(matching.LessOptions, _by_models(matching.less), models | {TARGETS}),
     }
+
+
+def _by_models(scores: Callable[[ScoredPool, Models, Any, int, Meter], Scored]) -> Build:
+    return lambda options, resources, seed, meter: ByScore(
+        lambda pool: scores(pool, models_of(resources), options, seed, meter)
+    )
 
 
 def _by_damage(amount: Any) -> Build:

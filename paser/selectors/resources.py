@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paser.settings import RecoverSettings
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from transformers import PreTrainedModel
 
     from paser.models.tokens import SampleEncoder
@@ -40,6 +42,19 @@ class LanguageModel:
     encoder: SampleEncoder
 
 
+def opener(path: Path, dtype: torch.dtype, device: str = "cpu") -> Callable[[], LanguageModel]:
+    """Opens the model in the folder `path`, anew at every call."""
+
+    def opened() -> LanguageModel:
+        from paser.models.loading import load_causal_lm, load_tokenizer
+        from paser.models.tokens import SampleEncoder
+
+        model = load_causal_lm(path, dtype=dtype, device=device)
+        return LanguageModel(model, SampleEncoder(load_tokenizer(path)))
+
+    return opened
+
+
 @dataclass(frozen=True)
 class Models:
     """What a selector needs for passes of its own.
@@ -61,8 +76,8 @@ class Models:
 
 @dataclass(frozen=True)
 class Resources:
-    """`embeddings`: shape (n, e), rows in the pool's order. `losses`: of the `original` and the `pruned`
-    model, mean negative log-likelihood a response token in nats, each of shape (n,)."""
+    """`embeddings`: shape (n, e), rows in the pool's order. `loss_original`, `loss_pruned`: of these models,
+    mean negative log-likelihood a response token in nats, each of shape (n,)."""
 
     embeddings: np.ndarray | None = None
     loss_original: np.ndarray | None = None

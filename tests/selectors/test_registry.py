@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from paser.errors import SettingsError
 from paser.records import draw_key
 from paser.selectors.damage import PaserSelector
 from paser.selectors.protocol import ScoredPool, Selection
-from paser.selectors.registry import selector
+from paser.selectors.registry import selector, selectors
 from paser.selectors.resources import Resources
 from paser.settings import SelectSettings
 from tests.selectors.scored import changed, part, pool
@@ -81,6 +83,13 @@ def test_unknown_names_options_and_missing_resources_are_named() -> None:
         selector("random", {"k": 3}, Resources(), 0)
     with pytest.raises(SettingsError, match="k-centre needs embeddings"):
         selector("k-centre", {}, Resources(), 0)
+
+
+def test_the_page_on_selectors_has_a_line_for_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "selectors.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|.*\|.*\|.*\|.*\|$", page, re.M)[: len(selectors())] == list(
+        selectors()
+    )
 
 
 def test_full_takes_every_usable_row_whatever_the_amount() -> None:
