@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -160,6 +161,12 @@ def setup(app: Sphinx) -> dict[str, bool]:
     ) -> None:
         lines[:] = as_restructured_text(lines)
 
+    def written(app: Sphinx, env: BuildEnvironment, *_: object) -> list[str]:
+        """Pages that are read again at every build: what their markers stand for may have changed."""
+        texts = {page: env.doc2path(page).read_text(encoding="utf-8") for page in env.found_docs}
+        return [page for page, text in texts.items() if PLACE.search(text)]
+
+    app.connect("env-get-outdated", written)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", docstring)
     return {"parallel_read_safe": True}
