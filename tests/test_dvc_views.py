@@ -46,6 +46,16 @@ def test_dvc_draws_every_plot_and_the_graph(committed: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_page_on_experiments_shows_runs(committed: Path) -> None:
+    page = (projects.ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    commands = [line.split() for line in page.splitlines() if line.startswith("    dvc ")]
+    views = [words for words in commands if words[:3] not in (["dvc", "exp", "run"], ["dvc", "exp", "apply"])]
+    assert len(views) >= 8
+    for words in views:
+        projects.run(committed, *words)
+
+
+@pytest.mark.slow
 def test_an_experiment_runs_what_depends_on_the_key_and_keeps_its_name(committed: Path) -> None:
     done = projects.run(committed, "dvc", "exp", "run", "-n", "ten", "-S", "select.budget=10%")
     for stage in ("pool", "prune", "score"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,30 @@ def test_every_command_on_a_page_parses(page: Path) -> None:
 def test_a_command_that_does_not_exist_is_noticed(line: str) -> None:
     with pytest.raises(BaseException):  # noqa: B017, PT011
         check(split(line), whole=True)
+
+
+CHEAP = (
+    ["paser", "result"],
+    ["paser", "audit", "trace", "data/models/recovered"],
+    ["paser", "audit", "verify", "data/models/recovered"],
+    ["paser", "audit", "prove", "data/models/recovered", "ROW_ID"],
+    ["paser", "plan", "--params"],
+)
+
+
+def test_the_cheap_commands_of_all_pages_run(finished: Path, tmp_path: Path) -> None:
+    from paser.artifacts import read_jsonl
+    from tests import project as projects
+
+    folder = Path(shutil.copytree(finished, tmp_path / "p", symlinks=True))
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    row = read_jsonl(folder / "data/selected.jsonl")[0]["row_id"]
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    found = {tuple(words) for text in texts for words in shown(text)}
+    cheap = [w for w in sorted(found) if any(list(w[: len(c)]) == c for c in CHEAP) and "--key" not in w]
+    assert {words[1] for words in cheap} == {"result", "audit", "plan"}
+    for words in cheap:
+        projects.run(folder, *(row if word == "ROW_ID" else word for word in words))
 
 
 def test_the_tutorial_can_be_followed_on_another_project(finished: Path, tmp_path: Path) -> None:
