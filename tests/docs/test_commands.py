@@ -29,6 +29,8 @@ def split(line: str) -> list[str]:
         words = shlex.split(line, comments=True)
     except ValueError:
         return []
+    ends = [n for n, word in enumerate(words) if word in (">", ">>", "|", "&&")]
+    words = words[: ends[0]] if ends else words
     while words and ASSIGNMENT.match(words[0]):
         words = words[1:]
     if words:
@@ -54,6 +56,8 @@ def named(text: str) -> Iterator[list[str]]:
 def parse(words: list[str], whole: bool) -> None:
     """Typer's own parser, without running; `whole`: required arguments must be there too."""
     command: Any = typer.main.get_command(app)
+    if not words:
+        return
     context = command.make_context("paser", list(words), resilient_parsing=not whole)
     rest = [*context._protected_args, *context.args]
     while hasattr(command, "commands"):
@@ -61,7 +65,8 @@ def parse(words: list[str], whole: bool) -> None:
             return
         assert rest[0] in command.commands, f"no verb {rest[0]!r}"
         command, name, rest = command.commands[rest[0]], rest[0], rest[1:]
-        known = {option for param in command.params for option in param.opts} | {"--help", "-h"}
+        known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        known |= {"--help", "-h"}
         unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in known]
         assert not unknown or hasattr(command, "commands"), f"{name} has no option {unknown[0]}"
         if whole:
