@@ -61,7 +61,7 @@ def parse(words: list[str], whole: bool) -> None:
     context = command.make_context("paser", list(words), resilient_parsing=not whole)
     rest = [*context._protected_args, *context.args]
     while hasattr(command, "commands"):
-        if not rest:
+        if not rest or (rest[0].isupper() and not whole):
             return
         assert rest[0] in command.commands, f"no verb {rest[0]!r}"
         command, name, rest = command.commands[rest[0]], rest[0], rest[1:]

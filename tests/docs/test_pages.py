@@ -78,7 +78,6 @@ def test_docstrings_show_their_own_characters_and_lines() -> None:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
-    pytest.importorskip("furo", reason="the extra `docs` is not installed")
     copy = tmp_path / "clone"
     for name in ("docs", "paser", "recipes"):
         ignored = shutil.ignore_patterns("__pycache__", "modules")
