@@ -57,6 +57,7 @@ $(READY): pyproject.toml constraints.txt
 # The documentation as a site, in build/docs; a dead link, a dead anchor or a page without a place is an error.
 docs: $(READY)
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[docs]'
+	@rm -rf docs/reference/modules build/docs
 	@sphinx-build -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 

@@ -51,6 +51,7 @@ html_title = "PASER"
 html_static_path: list[str] = []
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # it fetches pages, which browsers forbid from a disk
 highlight_language = "none"
 pygments_style = "tango"
 pygments_dark_style = "monokai"

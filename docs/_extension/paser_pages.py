@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,6 +43,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     ),
     "About": ("limits", "evidence", "benchmarks", "recipes", "decisions/index", "changelog"),
 }
+TITLES = {"reference/modules/modules": "Modules"}
 REACHED_OTHERWISE = ("index", "decisions/", "reference/modules/")
 PAGES_OF_FILES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "recipes/README.md": "recipes.md"}
 PLACE = re.compile(r"<!-- written by: ([a-z]+) -->")
@@ -56,7 +58,15 @@ def navigation(pages: Iterable[str]) -> Iterator[str]:
     groups["More"] = sorted(page for page in found - listed if not page.startswith(REACHED_OTHERWISE))
     for title, named in groups.items():
         if named:
-            yield from ("```{toctree}", ":hidden:", f":caption: {title}", "", *named, "```", "")
+            yield from (
+                "```{toctree}",
+                ":hidden:",
+                f":caption: {title}",
+                "",
+                *(f"{TITLES[page]} <{page}>" if page in TITLES else page for page in named),
+                "```",
+                "",
+            )
 
 
 def commands() -> Iterator[str]:
@@ -88,7 +98,7 @@ def settings(text: str) -> Iterator[str]:
             yield from ("", f"{'##' if indent == 0 else '###'} {key}", "")
             if value is not None:
                 yield from (f"Default: `{value}`", "")
-            yield from map(escaped, comment)
+            yield escaped("\n".join(comment))
             yield ""
         comment = []
 
@@ -114,7 +124,9 @@ def included(path: Path) -> Iterator[str]:
 
 def escaped(text: str) -> str:
     """Plain text of a comment as Markdown that shows the same characters."""
-    return re.sub(r"([\\`*_{}\[\]<>|$])", r"\\\1", text)
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([\\*_{}\[\]<>|$])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def terms() -> Iterator[str]:
@@ -160,6 +172,12 @@ def setup(app: Sphinx) -> dict[str, bool]:
     ) -> None:
         lines[:] = as_restructured_text(lines)
 
+    def written(app: Sphinx, env: BuildEnvironment, *_: object) -> list[str]:
+        """Pages that are read again at every build: what their markers stand for may have changed."""
+        texts = {page: env.doc2path(page).read_text(encoding="utf-8") for page in env.found_docs}
+        return [page for page, text in texts.items() if PLACE.search(text)]
+
+    app.connect("env-get-outdated", written)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", docstring)
     return {"parallel_read_safe": True}

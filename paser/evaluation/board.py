@@ -111,10 +111,22 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def flat(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows as nested numbers for `dvc metrics`: section, name, metric, model."""
-    found: dict[str, Any] = {}
+def headline(metrics: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Nested numbers for `dvc metrics`: the gaps over all capabilities, what was spent, and the value of each
+    model in every row (section, name, metric, model).
+
+    Clusters are left out: their names change with the pool, so that no two runs could be compared by them.
+    """
+    found: dict[str, Any] = {"gap closed": {}, "fidelity gap": {}}
+    for name, entry in metrics["overall"].items():
+        for shown, key in (("gap closed", "gap_closed"), ("fidelity gap", "fidelity_gap")):
+            if entry.get(key):
+                found[shown][name] = round(entry[key]["value"], 6)
+    if budget := metrics.get("budget"):
+        found["selected"] = {unit: budget[unit] for unit in ("rows", "tokens")}
     for row in rows:
+        if row["section"] == "cluster":
+            continue
         place = found.setdefault(row["section"], {}).setdefault(row["name"], {}).setdefault(row["metric"], {})
         for m, value in row["values"].items():
             place[m] = round(value["value"], 6)

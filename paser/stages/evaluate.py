@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import read_json, read_rows, staged, write_json, write_table
 from paser.errors import StageError
-from paser.evaluation.board import board, board_csv, flat
+from paser.evaluation.board import board, board_csv, headline
 from paser.evaluation.gap import Measured, summarise
 from paser.evaluation.harness import require_runnable
 from paser.evaluation.measure import (
@@ -107,7 +107,7 @@ def run(context: Context) -> None:
     lines = board(metrics)
     write_json(context.out("data/metrics.json"), metrics)
     write_json(context.out("data/scoreboard.json"), lines)
-    write_json(context.out("data/summary.json"), flat(lines))
+    write_json(context.out("data/summary.json"), headline(metrics, lines))
     with staged(context.out("data/scoreboard.csv")) as partial:
         partial.write_text(board_csv(lines, names), encoding="utf-8")
     write_table(context.out("data/tasks.parquet"), "tasks", item_rows(measured))

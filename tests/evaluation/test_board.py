@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paser.evaluation.board import board, board_csv, board_table, flat
+from paser.evaluation.board import board, board_csv, board_table, headline
 from paser.evaluation.gap import Measured, Metric, metric_gaps, summarise
 from paser.evaluation.table import result_tables
 
@@ -56,7 +56,10 @@ def test_each_capability_and_task_has_a_row_and_each_model_a_column() -> None:
     assert lines[4]["paser/2 gap closed"] == "0.6"
     assert lines[5]["paser/2 gap closed"] == ""
     assert lines[4]["limit"] == "of 500"
-    assert flat(rows)["task"]["quiz"]["acc"]["original"] == 0.9
+    summary = headline(metrics(), rows)
+    assert summary["task"]["quiz"]["acc"]["original"] == 0.9
+    assert set(summary["gap closed"]) == {"paser/1", "paser/2"}
+    assert "cluster" not in summary
     assert board_table(rows, MODELS).row_count == 6
 
 
