@@ -22,6 +22,8 @@ release = __version__
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "paser_pages"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 default_role = "code"
+# A name that several modules have, such as Selection, is shown in signatures without a link to one of them.
+suppress_warnings = ["ref.python"]
 smartquotes = False
 
 apidoc_modules = [

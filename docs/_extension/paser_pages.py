@@ -147,7 +147,8 @@ def as_restructured_text(lines: list[str]) -> list[str]:
         for whole in re.findall(r"(?:[^`\n]|`[^`]*`|`)+", "\n".join(block)):
             parts = " ".join(whole.split("\n")).split("`")
             parts[::2] = [re.sub(r"[|*\\]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-            shown.append(prefix + "`".join(parts))
+            parts[1::2] = [f"\\ `{part}`\\ " for part in parts[1::2]]  # whatever stands beside them
+            shown.append(prefix + "".join(parts).removesuffix("\\ "))
         shown.append("")
     return shown
 
