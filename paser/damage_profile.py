@@ -54,7 +54,7 @@ def profile_damage(
     """
     settings = load_settings(params) if params else Settings()
     named = named_models(pruned)
-    _check_folder(out)
+    check_result_folder(out, FILES, "profile")
     cache = Cache.of(Path.cwd())
     with (
         tempfile.TemporaryDirectory(prefix="paser-") as work,
@@ -95,12 +95,13 @@ def name_and_model(text: str) -> tuple[str, str]:
     return Path(plain).name or "model", text
 
 
-def _check_folder(out: Path) -> None:
+def check_result_folder(out: Path, files: Sequence[str], what: str) -> None:
+    """Raises `PaserError` unless `out` may be replaced: it is new, or holds nothing but `files`."""
     if out.resolve() == Path.cwd():
         raise PaserError("--out is the working directory", remedy="name a new folder in it")
-    if out.exists() and (not out.is_dir() or any(path.name not in FILES for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name not in files for path in out.iterdir())):
         raise PaserError(
-            f"{out} exists and holds more than an earlier profile", remedy="choose a new folder for --out"
+            f"{out} exists and holds more than an earlier {what}", remedy="choose a new folder for --out"
         )
 
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import remove, sha256_path, staged, write_json, write_table
 from paser.cache import Cache
-from paser.damage_profile import DEFAULT_SOURCES, name_and_model, row_clusters, rows_to_measure
+from paser.damage_profile import (
+    DEFAULT_SOURCES,
+    check_result_folder,
+    name_and_model,
+    row_clusters,
+    rows_to_measure,
+)
 from paser.errors import PaserError
 from paser.models.given import Given, fetch_models, naming, places
 from paser.models.tokens import SampleEncoder
@@ -73,7 +79,7 @@ def evaluate_models(
     if not named:
         raise PaserError("there is no model to evaluate", remedy="name one with --model")
     if out is not None:
-        _check_folder(out)
+        check_result_folder(out, FILES, "evaluation")
     with tempfile.TemporaryDirectory(prefix="paser-") as work:
         metrics, items = _evaluate(named, wanted, settings, Path(work))
     if out is not None:
@@ -280,15 +286,6 @@ def _measured(
     if reference == ORIGINAL:
         jsd = {m: np.zeros(len(where)) if m == reference else arrays[f"jsd_{m}"][where] for m in models}
     return Measured(name, loss, jsd)
-
-
-def _check_folder(out: Path) -> None:
-    if out.resolve() == Path.cwd():
-        raise PaserError("--out is the working directory", remedy="name a new folder in it")
-    if out.exists() and (not out.is_dir() or any(path.name not in FILES for path in out.iterdir())):
-        raise PaserError(
-            f"{out} exists and holds more than an earlier evaluation", remedy="choose a new folder for --out"
-        )
 
 
 def _write(out: Path, metrics: Mapping[str, Any], items: list[dict[str, Any]]) -> None:

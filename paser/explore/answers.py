@@ -95,8 +95,10 @@ class Answerer:
     def _answer(self, models: ModelSet, model: Any, prompt: Sequence[int]) -> tuple[str, bool]:
         import torch
 
+        from paser.models.packing import device_of
+
         tokenizer = models.encoder.tokenizer
-        ids = torch.tensor([prompt], device=_place(model))
+        ids = torch.tensor([prompt], device=device_of(model))
         with torch.inference_mode():
             made = model.generate(
                 ids,
@@ -113,6 +115,7 @@ class Answerer:
     def _tokens(self, models: ModelSet, encoded: Encoded) -> tuple[Token, ...]:
         import torch
 
+        from paser.models.packing import device_of
         from paser.models.tokenwise import token_values
 
         if not encoded.prompt_ids or not encoded.response_ids:
@@ -122,7 +125,7 @@ class Answerer:
         with torch.inference_mode():
             logits = []
             for model in (models.reference, models.others["pruned"]):
-                logits.append(model(ids.to(_place(model))).logits[0, first : first + size].cpu())
+                logits.append(model(ids.to(device_of(model))).logits[0, first : first + size].cpu())
             values = token_values(
                 logits, torch.tensor(encoded.response_ids), self._settings.score.temperature
             )
@@ -133,8 +136,3 @@ class Answerer:
             Token(str(decode([token])), jsd[i], losses[i], others[i])
             for i, token in enumerate(encoded.response_ids)
         )
-
-
-def _place(model: Any) -> Any:
-    """The device that takes the model's input."""
-    return model.get_input_embeddings().weight.device

@@ -81,17 +81,20 @@ def verify(
     the model by default. Whatever cannot be read is a failed check, never an exception; only a `model`
     that is no folder raises `PaserError`.
     """
-    if not model.is_dir():
-        load_provenance(model)
+    _require_folder(model)
     return _Verification(model, entry or find_entry(model), deep, key, signature).run()
 
 
 def verify_folder(model: Path) -> list[Check]:
     """Checks a model folder against the provenance inside it, without an audit entry: its files and the
     Merkle root. A `model` that is no folder raises `PaserError`."""
-    if not model.is_dir():
-        load_provenance(model)
+    _require_folder(model)
     return _Verification(model, None).run_alone()
+
+
+def _require_folder(model: Path) -> None:
+    if not model.is_dir():
+        load_provenance(model)  # says what is missing
 
 
 @dataclass

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 TRAINED = ("recovered", "control")
 EXAMPLES = 4
 CLUSTER_EXAMPLES = 3
+MEASURES = ("fidelity_gap", "gap_closed")
 _ROW_ID = re.compile(r"r1-[0-9a-f]{64}")
 EXAMPLE_LENGTH = 220
 
@@ -400,9 +401,7 @@ def _clusters(tables: Tables) -> list[Row]:
                 "allocated": plan["allocated"],
                 "spent": plan["spent"],
                 "accepted": plan["accepted"],
-                "examples": list(
-                    dict.fromkeys(clip(texts[row_id]) for row_id in tables.typical.get(cluster, ()))
-                )[:CLUSTER_EXAMPLES],
+                "examples": _distinct(texts[row_id] for row_id in tables.typical.get(cluster, ())),
             }
         )
     return sorted(lines, key=lambda line: (-line["cds"], line["cluster"]))
@@ -627,7 +626,7 @@ def sweep_points(lines: Sequence[Mapping[str, Any]]) -> list[Row]:
         tokens = _float(line.get("tokens"))
         gaps = {
             f"{measure}_{model}": _float(line.get(f"{measure}_{model}"))
-            for measure in ("fidelity_gap", "gap_closed")
+            for measure in MEASURES
             for model in TRAINED
         }
         if tokens is not None and gaps["fidelity_gap_recovered"] is not None:

@@ -152,6 +152,10 @@ def _rows_axis(axes: Axes, labels: Sequence[str]) -> None:
     axes.xaxis.grid(True)
 
 
+def _panel_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+
+
 def _mark(axes: Axes, y: float, point: Interval, model: str, label: str | None = None) -> None:
     if point.low is not None and point.high is not None:
         axes.plot([point.low, point.high], [y, y], color=COLOURS[model], linewidth=2.2, alpha=0.55)
@@ -207,7 +211,7 @@ def headline(
             axes.set_xlim(low - 0.06, high + 0.06)
             axes.axvline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.axvline(1, color=COLOURS["original"], linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, title)
             axes.set_xlabel("0 = pruned model   ·   1 = original model")
         return _svg(figure, name, "Overall result", description)
 
@@ -350,7 +354,7 @@ def abilities(
             _rows_axis(axes, labels)
             axes.set_xlim(low * 1.1, max(reach) * 1.2)
             axes.locator_params(axis="x", nbins=6)
-            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, title)
             axes.set_xlabel(unit)
         return _svg(figure, name, "What pruning damaged, by capability", description)
 
@@ -358,14 +362,7 @@ def abilities(
 def times(labels: Sequence[str], seconds: Sequence[float], description: str, name: str = "fig-cost") -> str:
     """Seconds of each stage."""
     with _drawing(name):
-        figure, (axes,) = _figure(0.6 + 0.27 * len(labels))
-        top = max([*seconds, 1e-6])
-        for y, value in enumerate(seconds):
-            axes.barh(y, value, height=0.62, color=COLOURS["soft"])
-            axes.text(value + top * 0.01, y, f"{value:,.1f}", va="center", fontsize=9)
-        _rows_axis(axes, labels)
-        axes.set_xlim(0, top * 1.1)
-        axes.set_xlabel("seconds")
+        figure = _bars(labels, seconds, [f"{value:,.1f}" for value in seconds], "seconds")
         return _svg(figure, name, "Time of each stage", description)
 
 
@@ -412,7 +409,7 @@ def against_budget(
             axes.axhline(0, color=COLOURS["pruned"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.yaxis.grid(True)
             axes.margins(0.08)
-            axes.set_title(titles[measure], fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, titles[measure])
             axes.set_xlabel("training tokens")
         used = {model for models in series.values() for model, points in models.items() if points}
         _model_legend(figure, [m for m in MODEL_MARKERS if m in used])
@@ -460,15 +457,21 @@ def budget(
 def reasons(labels: Sequence[str], counts: Sequence[int], description: str, name: str = "fig-reasons") -> str:
     """How many rows were turned away for each reason."""
     with _drawing(name):
-        figure, (axes,) = _figure(0.55 + 0.34 * len(labels))
-        top = max([*counts, 1])
-        for y, count in enumerate(counts):
-            axes.barh(y, count, height=0.6, color=COLOURS["soft"])
-            axes.text(count + top * 0.01, y, f"{count:,}", va="center", fontsize=9)
-        _rows_axis(axes, labels)
-        axes.set_xlim(0, top * 1.09)
-        axes.set_xlabel("rows of the pool")
+        figure = _bars(labels, counts, [f"{count:,}" for count in counts], "rows of the pool")
         return _svg(figure, name, "Why rows were left out", description)
+
+
+def _bars(labels: Sequence[str], values: Sequence[float], shown: Sequence[str], unit: str) -> Any:
+    """One bar a row with what is `shown` at its end."""
+    figure, (axes,) = _figure(0.55 + 0.34 * len(labels))
+    top = max(values, default=0) or 1
+    for y, (value, text) in enumerate(zip(values, shown, strict=True)):
+        axes.barh(y, value, height=0.6, color=COLOURS["soft"])
+        axes.text(value + top * 0.01, y, text, va="center", fontsize=9)
+    _rows_axis(axes, labels)
+    axes.set_xlim(0, top * 1.09)
+    axes.set_xlabel(unit)
+    return figure
 
 
 def by_capability(
@@ -496,7 +499,7 @@ def by_capability(
                     _mark(axes, y, Interval(value), model)
             _rows_axis(axes, labels)
             axes.locator_params(axis="x", nbins=6)
-            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, title)
         _model_legend(figure, [m for m in MODEL_MARKERS if any(m in row for row in [*loss, *jsd])])
         return _svg(figure, name, "Held-out results by capability", description)
 
@@ -525,7 +528,7 @@ def gaps(
             for y, row in enumerate(values):
                 for number, (model, point) in enumerate(row.items()):
                     _mark_outside(axes, y + 0.3 * (number - (len(row) - 1) / 2), point.value, model)
-            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, title)
             axes.set_xlabel("0 = pruned   ·   1 = original")
         used = {model for row in [*fidelity, *closed] for model in row}
         _model_legend(figure, [m for m in MODEL_MARKERS if m in used])
@@ -580,7 +583,7 @@ def damage_by_scheme(profile: Mapping[str, Any], name: str = "fig-damage-profile
             axes.axvline(0, color=COLOURS["original"], linewidth=1.0)
             low, high = axes.get_xlim()
             axes.set_xlim(0 if key == "jsd" else low, high)
-            axes.set_title(title, fontsize=10, loc="left", color=COLOURS["ink"], fontweight="bold")
+            _panel_title(axes, title)
             axes.set_xlabel(unit)
             axes.locator_params(axis="x", nbins=6)
         handles = [_scheme_handle(number, scheme) for number, scheme in enumerate(schemes)]

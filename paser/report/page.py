@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import paser
 from paser.report import figures
-from paser.report.content import TRAINED, Content, interval, number, percent, plural
+from paser.report.content import MEASURES, TRAINED, Content, interval, number, percent, plural
 from paser.report.figures import Interval
 from paser.report.glossary import GLOSSARY
 
@@ -116,10 +116,7 @@ def draw(content: Content, cluster_map: ClusterMap) -> dict[str, Drawing | None]
     clusters = content.clusters
     titles = [line["title"] for line in clusters]
     rejected = [line for line in content.rejections if line["decision"] == "rejected"]
-    fidelity, closed = (
-        {m["name"]: _point(m[key]) for m in content.models if m[key]}
-        for key in ("fidelity_gap", "gap_closed")
-    )
+    fidelity, closed = ({m["name"]: _point(m[key]) for m in content.models if m[key]} for key in MEASURES)
     capabilities = content.capabilities
     names = [c["name"] + ("" if c["averaged"] else " *") for c in capabilities]
     drawn: dict[str, tuple[str, str, Data] | None] = {
@@ -278,9 +275,6 @@ def draw(content: Content, cluster_map: ClusterMap) -> dict[str, Drawing | None]
         else None,
     }
     return {name: _drawing(name, *found) if found else None for name, found in drawn.items()}
-
-
-MEASURES = ("fidelity_gap", "gap_closed")
 
 
 def _tasks(content: Content) -> tuple[str, str, Data] | None:

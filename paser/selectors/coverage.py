@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from paser.method.manifold import unit_rows
 from paser.method.selection import places_by_id
-from paser.selectors.geometric import unit_rows
 from paser.selectors.protocol import ScoredPool, costs
 from paser.selectors.ranked import Amount, damage_as
 from paser.settings import Fraction, SelectSettings

@@ -23,7 +23,6 @@ from paser.selectors.training import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 _BLOCK = 32
@@ -53,7 +52,7 @@ def el2n(pool: ScoredPool, models: Models, options: RepeatedOptions, seed: int, 
     for run in range(options.runs):
         tuned, samples = _early(pool, models, options, seed, run, meter)
         total += read(tuned.inner, samples, meter).error
-    return _on(pool, rows, total / options.runs, {"runs": options.runs})
+    return Scored.at(rows, total / options.runs, pool, {"runs": options.runs})
 
 
 def grand(pool: ScoredPool, models: Models, options: RepeatedOptions, seed: int, meter: Meter) -> Scored:
@@ -66,7 +65,7 @@ def grand(pool: ScoredPool, models: Models, options: RepeatedOptions, seed: int,
     for run in range(options.runs):
         tuned, samples = _early(pool, models, options, seed, run, meter)
         total += [float(gradient.norm()) for gradient in row_gradients(tuned, samples, meter)]
-    return _on(pool, rows, total / options.runs, {"runs": options.runs})
+    return Scored.at(rows, total / options.runs, pool, {"runs": options.runs})
 
 
 def gradient_variance(
@@ -101,7 +100,7 @@ def gradient_variance(
         inside = pool.clusters[rows] == k
         spread = raw[inside].std()
         standard[inside] = (raw[inside] - raw[inside].mean()) / (spread if spread > 0 else 1.0)
-    return _on(pool, rows, standard, {"checkpoints": options.checkpoints})
+    return Scored.at(rows, standard, pool, {"checkpoints": options.checkpoints})
 
 
 def input_gradient(tuned: Tuned, sample: Encoded, meter: Meter) -> torch.Tensor:
@@ -131,11 +130,3 @@ def _early(
     for _ in epochs(tuned, warm, 1, meter):
         pass
     return tuned, encoded(models, language.encoder, by_id(pool))
-
-
-def _on(pool: ScoredPool, rows: np.ndarray, found: np.ndarray, facts: dict[str, int]) -> Scored:
-    import numpy as np
-
-    values = np.full(len(pool), np.nan)
-    values[rows] = found
-    return Scored(values, facts)

@@ -28,6 +28,17 @@ class Scored:
     values: np.ndarray
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def at(
+        cls, rows: np.ndarray, scores: np.ndarray, pool: ScoredPool, facts: Mapping[str, Any] | None = None
+    ) -> Scored:
+        """`scores` of the rows at these positions, shape (rows,); NaN for all others."""
+        import numpy as np
+
+        values = np.full(len(pool), np.nan)
+        values[rows] = scores
+        return cls(values, facts or {})
+
 
 def fill(order: np.ndarray, pool: ScoredPool, amount: int, unit: str) -> np.ndarray:
     """Positions that are taken: the first of `order`, until the next row does not fit the amount.
@@ -111,7 +122,8 @@ def _rank(order: np.ndarray, pool: ScoredPool) -> np.ndarray:
     import numpy as np
 
     rank = np.zeros(len(pool), dtype=np.int64)
-    for k in np.unique(pool.clusters[order]):
-        inside = order[pool.clusters[order] == k]
+    clusters = pool.clusters[order]
+    for k in np.unique(clusters):
+        inside = order[clusters == k]
         rank[inside] = np.arange(1, len(inside) + 1)
     return rank

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from paser.errors import StageError
+from paser.method.manifold import unit_rows
 from paser.selectors.filling import Scored, by_id
 from paser.selectors.protocol import ScoredPool, costs
 from paser.selectors.random import drawn
@@ -71,15 +72,5 @@ def prototypes(pool: ScoredPool, embeddings: np.ndarray, options: PrototypeOptio
         )
     centres = KMeans(wanted, n_init=_STARTS, random_state=seed).fit(points).cluster_centers_
     distance = 1.0 - (points @ unit_rows(centres).T).max(axis=1)
-    values = np.full(len(pool), np.nan)
-    values[rows] = distance if options.side == "hard" else -distance
-    return Scored(values, {"prototypes": wanted, "side": options.side})
-
-
-def unit_rows(points: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
-    import numpy as np
-
-    length = np.linalg.norm(points, axis=1, keepdims=True)
-    scaled: np.ndarray = points / np.where(length > 0, length, 1.0)
-    return scaled
+    score = distance if options.side == "hard" else -distance
+    return Scored.at(rows, score, pool, {"prototypes": wanted, "side": options.side})

@@ -62,11 +62,8 @@ def less(pool: ScoredPool, models: Models, options: LessOptions, seed: int, mete
         for number, gradient in enumerate(row_gradients(tuned, samples, meter)):
             step = unit(sketch(adam_step(gradient, first, second, steps)))
             totals[number] += tuned.settings.learning_rate * (targets @ step).numpy()
-    values = np.full(len(pool), np.nan)
-    values[rows] = totals.max(axis=1)
-    return Scored(
-        values, {"checkpoints": options.checkpoints, "targets": {n: len(groups[n]) for n in groups}}
-    )
+    facts = {"checkpoints": options.checkpoints, "targets": {n: len(groups[n]) for n in groups}}
+    return Scored.at(rows, totals.max(axis=1), pool, facts)
 
 
 def adam_step(gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, steps: int) -> torch.Tensor:

@@ -22,10 +22,9 @@ def instruction_mining(pool: ScoredPool, embeddings: np.ndarray) -> Scored:
     import numpy as np
 
     rows = by_id(pool)
-    values = np.full(len(pool), np.nan)
     distance = np.zeros(len(rows))
     if len(rows) > 1:
         distances, _ = NeighbourIndex(embeddings[rows].astype(np.float64)).among(NEIGHBOUR)
         distance = distances[:, -1]
-    values[rows] = -(LENGTH * pool.response_tokens[rows] + KNN * distance)
-    return Scored(values, {"left_out": ["Rew"]})
+    predicted = LENGTH * pool.response_tokens[rows] + KNN * distance
+    return Scored.at(rows, -predicted, pool, {"left_out": ["Rew"]})

@@ -55,9 +55,9 @@ def preselect(
     for _ in epochs(tuned, warm, options.checkpoints, meter):
         table.append(read(tuned.inner, samples, meter).loss)
     strength = predictive_strength(np.stack(table))
-    values = np.full(len(pool), np.nan)
-    values[rows] = fitted_scores(list(pool.texts(rows)), strength, options.edge)
-    return Scored(values, {"models": len(table), "strength": round(float(strength.mean()), 6)})
+    scores = fitted_scores(list(pool.texts(rows)), strength, options.edge)
+    facts = {"models": len(table), "strength": round(float(strength.mean()), 6)}
+    return Scored.at(rows, scores, pool, facts)
 
 
 def predictive_strength(losses: np.ndarray) -> np.ndarray:

@@ -40,9 +40,8 @@ def ifd(pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter) ->
     with_prompt = read(judge.model, samples, meter).loss
     without = read(judge.model, alone, meter).loss
     ratio = with_prompt / np.maximum(without, 1e-12)
-    values = np.full(len(pool), np.nan)
-    values[rows] = np.where(ratio < 1, ratio, np.nan)
-    return Scored(values, {"unhelpful_prompts": int((ratio >= 1).sum())})
+    helped = np.where(ratio < 1, ratio, np.nan)
+    return Scored.at(rows, helped, pool, {"unhelpful_prompts": int((ratio >= 1).sum())})
 
 
 def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int, meter: Meter) -> Scored:
@@ -76,10 +75,9 @@ def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int
     ]
     before = read(judge.model, tasks, meter).loss
     gain = before - read(judge.model, shots, meter).loss.reshape(len(quarter), len(tasks))
-    values = np.full(len(pool), np.nan)
     # The mean gain, squeezed into half of one task's share, only parts equal scores.
-    values[quarter] = (gain > 0).mean(axis=1) + np.arctan(gain.mean(axis=1)) / (np.pi * len(tasks))
-    return Scored(values, {"scored": len(quarter), "anchors": len(tasks)})
+    golden = (gain > 0).mean(axis=1) + np.arctan(gain.mean(axis=1)) / (np.pi * len(tasks))
+    return Scored.at(quarter, golden, pool, {"scored": len(quarter), "anchors": len(tasks)})
 
 
 def quadrants(pool: ScoredPool, models: Models, meter: Meter) -> Scored:
@@ -90,14 +88,11 @@ def quadrants(pool: ScoredPool, models: Models, meter: Meter) -> Scored:
     thresholds at the quantiles alpha and 1 - alpha of both, alpha bisected until the budget is met. That is
     the order of the smallest alpha that keeps a row, whose negative is the score (-1 .. 0).
     """
-    import numpy as np
 
     rows = by_id(pool)
     judge = models.pruned()
     reading = read(judge.model, encoded(models, judge.encoder, rows), meter)
-    values = np.full(len(pool), np.nan)
-    values[rows] = -keeping_alpha(reading.loss, reading.entropy)
-    return Scored(values)
+    return Scored.at(rows, -keeping_alpha(reading.loss, reading.entropy), pool)
 
 
 def keeping_alpha(error: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:

@@ -56,11 +56,14 @@ def run(context: Context) -> None:
         records=[read_json(context.input(f"data/audit/records/{stage.name}.json")) for stage in _RECORDED],
         sweep=_sweep(context),
     )
-    tables = replace(tables, typical=_typical(context, tables))
+    embeddings = _embeddings(context, tables)
+    cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
+    clusters = [cluster_of[row["row_id"]] for row in tables.pool]
+    tables = replace(tables, typical=_typical(tables, embeddings, clusters))
     target = context.out("data/report")
     target.mkdir(parents=True)
     content = build(tables)
-    cluster_map = _map(context, tables)
+    cluster_map = _map(context, tables, embeddings, clusters)
     drawings = draw(content, cluster_map)
     page = render(content, drawings, cluster_map.sentence)
     (target / "index.html").write_text(page, encoding="utf-8")
@@ -105,12 +108,10 @@ def _sweep(context: Context) -> list[Row]:
         return list(csv.DictReader(stream))
 
 
-def _typical(context: Context, tables: Tables) -> dict[int, list[str]]:
-    """Row ids of each cluster's most typical rows."""
-    cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
-    ids = [row["row_id"] for row in tables.pool]
-    found = typical_rows(_embeddings(context, tables), [cluster_of[row_id] for row_id in ids], TYPICAL_ROWS)
-    return {cluster: [ids[i] for i in positions] for cluster, positions in found.items()}
+def _typical(tables: Tables, embeddings: np.ndarray, clusters: Sequence[int]) -> dict[int, list[str]]:
+    """Row ids of each cluster's most typical rows; `clusters` are those of the pool's rows."""
+    found = typical_rows(embeddings, clusters, TYPICAL_ROWS)
+    return {cluster: [tables.pool[i]["row_id"] for i in positions] for cluster, positions in found.items()}
 
 
 def _embeddings(context: Context, tables: Tables) -> np.ndarray:
@@ -123,17 +124,14 @@ def _embeddings(context: Context, tables: Tables) -> np.ndarray:
     return embeddings
 
 
-def _map(context: Context, tables: Tables) -> ClusterMap:
-    embeddings = _embeddings(context, tables)
+def _map(context: Context, tables: Tables, embeddings: np.ndarray, clusters: Sequence[int]) -> ClusterMap:
     settings = context.settings
     drawn = sample_rows(len(embeddings), settings.report.map_rows, settings.seed)
-    cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
     accepted = {row["row_id"] for row in tables.decisions if row["decision"] == "accepted"}
-    ids = [tables.pool[i]["row_id"] for i in drawn]
     return ClusterMap(
         points=lay_out(embeddings[drawn], settings.seed),
-        clusters=[cluster_of[row_id] for row_id in ids],
-        selected=[row_id in accepted for row_id in ids],
+        clusters=[clusters[i] for i in drawn],
+        selected=[tables.pool[i]["row_id"] in accepted for i in drawn],
         total=len(embeddings),
     )
 
