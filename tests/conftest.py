@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,17 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Path:
-    """A project after `dvc repro`; whoever alters it works on a copy, or puts everything back."""
+def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Iterator[Path]:
+    """A project after `dvc repro`; whoever alters it works on a copy (checked at the end)."""
     folder = projects.make_project(tmp_path_factory.mktemp("project") / "p", llama, encoder)
     projects.run(folder, "dvc", "repro")
-    return folder
+    before = _contents(folder)
+    yield folder
+    assert _contents(folder) == before, "a test altered the project that all tests share"
+
+
+def _contents(folder: Path) -> set[tuple[str, int]]:
+    """The project's files with their sizes, without what every question may leave behind (caches, locks)."""
+    kept = (path for top in ("data", ".paser") for path in (folder / top).rglob("*") if path.is_file())
+    own = ((str(path.relative_to(folder)), path.stat().st_size) for path in kept)
+    return {(name, size) for name, size in own if not name.startswith(".paser/cache/")}

@@ -30,10 +30,10 @@ DATA_OUTPUTS = [
 ]
 
 
-@pytest.fixture
-def done(finished: Path) -> Path:
-    """A project after `dvc repro`."""
-    return finished
+@pytest.fixture(scope="module")
+def done(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished project in a folder of its own: questions to the audit fill its catalogue."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("pipeline") / "p", symlinks=True))
 
 
 def changed_stages(folder: Path) -> set[str]:

@@ -156,14 +156,15 @@ def test_the_tutorial_can_be_followed_on_another_project(finished: Path, tmp_pat
     from tests import project as projects
 
     page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    row = read_jsonl(finished / "data/selected.jsonl")[0]["row_id"]
+    folder = Path(shutil.copytree(finished, tmp_path / "p", symlinks=True))
+    row = read_jsonl(folder / "data/selected.jsonl")[0]["row_id"]
     commands = [words for words in shown(page) if words[0] == "paser"]
     assert len(commands) >= 6
     outputs = []
     for words in commands:
         here = [row if word.startswith("r1-") else word for word in words]
         here = [str(tmp_path / "proof.json") if word == "proof.json" else word for word in here]
-        outputs.append(projects.run(finished, *here).stdout)
+        outputs.append(projects.run(folder, *here).stdout)
     for label in ("role", "reason", "rank", "training position", "JSD", "IES", "loss, pruned", "found in"):
         assert re.search(rf"(?m)^ {{4}}{label}  ", page)
         assert re.search(rf"(?m)^{label}  ", outputs[0])
