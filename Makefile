@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow serve stop worker lint format docs bench clean
+.PHONY: demo test test-slow serve stop worker lint format docs bench evidence clean
 
 demo: $(READY)
 	@paser demo
@@ -65,6 +65,10 @@ docs: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(NAME)
+
+# The comparison of selectors, about six hours; stopped, it goes on where it stopped. PART=baselines runs one part.
+evidence: $(READY)
+	$(BIN)/python -m benchmarks.evidence $(PART)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -113,12 +113,11 @@ def pool_large_embeddings() -> np.ndarray:
 
 
 @cache
-def default_pool() -> tuple[np.ndarray, list[str]]:
-    """Embeddings and labels of the pool of `make demo`, made by the stages themselves."""
+def default_rows() -> list[dict[str, Any]]:
+    """The pool of `make demo`, made by the stages themselves."""
     import shutil
 
     from paser.artifacts import read_rows
-    from paser.records import row_to_sample
     from paser.stages.run import run_stage
 
     inputs = ("params.yaml", "data/sources.yaml", "data/withdrawn.csv")
@@ -132,6 +131,13 @@ def default_pool() -> tuple[np.ndarray, list[str]]:
             (partial / "data/raw").mkdir()
             for stage in ("fetch", "pool"):
                 run_stage(stage, partial)
-    rows = read_rows(project / "data/pool.parquet", "pool")
+    return read_rows(project / "data/pool.parquet", "pool")
+
+
+def default_pool() -> tuple[np.ndarray, list[str]]:
+    """Embeddings and labels of the pool of `make demo`."""
+    from paser.records import row_to_sample
+
+    rows = default_rows()
     prompts = [row_to_sample(row).prompt for row in rows]
     return embeddings(prompts, "default"), [str(row["label"]) for row in rows]

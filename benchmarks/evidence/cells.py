@@ -1,0 +1,342 @@
+"""One cell: rows chosen by one selector, one training on them, and what that did. Each is a small file.
+
+A selection and a training are files of their own, so that two selectors that choose the same rows are trained
+once. Their names are digests of all that determines them (code by its meaning: benchmarks.evidence.world).
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.__main__ import machine
+from benchmarks.data import ROOT
+from benchmarks.evidence import world as worlds
+from benchmarks.evidence.world import DENSE, MAX_TOKENS, TASK_ITEMS, world
+from paser.artifacts import columns_of, fingerprint, read_json, sha256_path, write_json
+from paser.evaluation.gap import choice_jsd
+from paser.evaluation.harness import run_task
+from paser.method.grouping import group
+from paser.models.loading import load_causal_lm, load_tokenizer
+from paser.models.passes import FusedPass
+from paser.models.tokens import SampleEncoder
+from paser.progress import say
+from paser.records import draw_key, row_to_sample
+from paser.recovery.batches import TrainingRow
+from paser.recovery.lora import fine_tune
+from paser.recovery.masked import merged
+from paser.selectors.registry import selector
+from paser.selectors.resources import Models, Resources, opener
+from paser.selectors.tables import scored_pool
+from paser.settings import RecoverSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
+RESULTS = ROOT / "benchmarks/results/evidence"
+# Code that decides a trained model and its measures, and code that decides a selection; of the selectors
+# themselves only those modules that have a part in it, so that a new selector leaves the others' cells alone.
+PASSES = tuple(f"paser/models/{name}.py" for name in ("packing", "passes", "tokenwise", "tokens"))
+TRAINER = tuple(f"paser/recovery/{name}.py" for name in ("batches", "lora", "masked", "objective"))
+TRAINING = (
+    *TRAINER, *PASSES, "paser/method/divergence.py", "paser/evaluation/harness.py",
+    "paser/evaluation/items.py",
+)  # fmt: skip
+SELECTING = ("paser/method", "paser/pool", "paser/models/encoder.py", *PASSES, *TRAINER)
+SHARED = ("protocol", "filling", "resources", "tables")
+OWN = ("damage", "ablations", "ranked", "random", "coverage", "geometric")
+BY_MODELS = {
+    "ifd": "readings", "ifd-small": "readings", "nuggets": "readings", "q-tuning": "readings",
+    "instruction-mining": "mining", "el2n": "dynamics", "grand": "dynamics",
+    "variance-of-gradients": "dynamics", "influence-effort": "influence", "preselect": "predictive",
+    "less": "matching",
+}  # fmt: skip
+LIBRARIES = ("torch", "transformers", "peft", "lm-eval")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    `name`: what the page calls it. `selector` and `options`: of paser/selectors/registry.py. `cluster`:
+    changed settings of the clusters. `temperature`: of the divergence. `train`: the scheme whose model is
+    trained, where it is not the one that was selected for (the ceiling).
+    """
+
+    pool: str
+    scheme: str
+    name: str
+    selector: str
+    budget: int
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    train: str | None = None
+
+    @property
+    def trained(self) -> str:
+        return self.train or self.scheme
+
+    @functools.cached_property
+    def selection_path(self) -> Path:
+        return RESULTS / "selections" / f"{fingerprint(self._selection_key())[:20]}.json"
+
+    def _selection_key(self) -> Row:
+        asked = {k: v for k, v in asdict(self).items() if k not in ("name", "train")}
+        if not needs_models(self.selector):
+            asked["scheme"] = None
+        return {
+            **asked,
+            "model": worlds.model_key(self.scheme) if needs_models(self.selector) else None,
+            "world": world().digest,
+            "code": selecting_code(self.selector),
+            "libraries": libraries(),
+        }
+
+    def training_path(self, row_ids: Sequence[str]) -> Path:
+        key = {
+            "model": worlds.model_key(self.trained),
+            "original": worlds.model_key(DENSE),
+            "rows": list(row_ids),
+            "seed": self.seed,
+            "recover": recover_settings().model_dump(mode="json"),
+            "held_out": [row["row_id"] for row in world().held_out],
+            "tasks": [[task.name, task.key, TASK_ITEMS] for task in worlds.tasks()],
+            "code": training_code(),
+            "libraries": libraries(),
+        }
+        return RESULTS / "trainings" / f"{fingerprint(key)[:20]}.json"
+
+    def training_if_done(self) -> Row | None:
+        """What the cell found, where selection and training were done."""
+        if not self.selection_path.exists():
+            return None
+        path = self.training_path(training_order(self))
+        return read_json(path) if path.exists() else None
+
+
+# Those that do not look at the pruned model: their rows serve every scheme.
+BLIND = ("random", "full", "longest", "k-centre", "prototypes", "instruction-mining")
+
+
+def needs_models(name: str) -> bool:
+    return name not in BLIND
+
+
+@functools.cache
+def selecting_code(name: str) -> str:
+    modules = (*SHARED, *((BY_MODELS[name], "training") if name in BY_MODELS else OWN))
+    return worlds.meaning((*SELECTING, *(f"paser/selectors/{module}.py" for module in modules)))
+
+
+@functools.cache
+def training_code() -> str:
+    return worlds.meaning(TRAINING)
+
+
+@functools.cache
+def libraries() -> Row:
+    return {name: version(name) for name in LIBRARIES}
+
+
+@functools.cache
+def recover_settings() -> RecoverSettings:
+    return RecoverSettings(epochs=2, max_tokens=MAX_TOKENS)
+
+
+def selection(cell: Cell) -> Row:
+    """The rows a selector takes, what it cost, from its file or made now."""
+    path = cell.selection_path
+    if not path.exists():
+        write_json(path, _select(cell))
+    found: Row = read_json(path)
+    return found
+
+
+def _select(cell: Cell) -> Row:
+    import numpy as np
+
+    drawn = world().drawn(cell.pool, cell.seed)
+    place = {row["row_id"]: i for i, row in enumerate(world().pools[cell.pool])}
+    positions = np.array([place[row["row_id"]] for row in drawn])
+    vectors = worlds.embeddings(cell.pool)[positions]
+    known = worlds.scores(cell.pool, cell.scheme, cell.temperature)
+    scores = [known[row["row_id"]] for row in drawn]
+    labels, clusters = clustered(cell, drawn, vectors)
+    table = columns_of("pool", drawn)
+    pool = scored_pool(
+        table,
+        columns_of("clusters", [
+            {"row_id": row["row_id"], "split": "pool", "cluster": int(k)}
+            for row, k in zip(drawn, labels, strict=True)
+        ]),
+        columns_of("scores", scores),
+        {},
+        str(cell.options.get("divergence", "jsd")),
+    )  # fmt: skip
+    import torch
+
+    losses = [np.array([row[f"loss_{m}"] for row in scores], dtype=float) for m in ("original", "pruned")]
+    samples = [row_to_sample(row) for row in drawn]
+    models = Models(
+        pruned=opener(worlds.model_path(cell.scheme), torch.bfloat16),
+        samples=lambda places: [samples[i] for i in places],
+        small=opener(worlds.model_path("llm-pruner-25"), torch.bfloat16),
+        targets=[row_to_sample(row) for row in world().targets],
+        recover=recover_settings(),
+        max_tokens=MAX_TOKENS,
+    )
+    resources = Resources(vectors, losses[0], losses[1], models)
+    start, work = time.perf_counter(), time.process_time()
+    chosen = selector(cell.selector, cell.options, resources, cell.seed)(pool, cell.budget, "tokens")
+    ids = [drawn[i]["row_id"] for i in chosen.positions.tolist()]
+    report = chosen.report
+    return {
+        "cell": {**asdict(cell), "train": None},
+        "rows": ids,
+        "tokens": int(pool.tokens[chosen.accepted].sum()),
+        "labels": counts([str(drawn[i]["label"]) for i in chosen.positions.tolist()]),
+        "sources": counts([drawn[i]["source"] for i in chosen.positions.tolist()]),
+        "rejected": chosen.rejected,
+        "cost": report.get("cost", {}),
+        "unspent": report.get("unspent", cell.budget - int(pool.tokens[chosen.accepted].sum())),
+        "clusters": clusters,
+        "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - work,
+    }
+
+
+def clustered(cell: Cell, drawn: Sequence[Row], vectors: np.ndarray) -> tuple[np.ndarray, int]:
+    """Cluster of each drawn row, and their number."""
+    settings = worlds.settings()
+    chosen = settings.cluster.model_copy(update={"stability_runs": 0, **cell.cluster})
+    prompts = [row_to_sample(row).prompt for row in drawn]
+    grouping = group(
+        vectors,
+        vectors[:0],
+        lambda positions: [prompts[i] for i in positions],
+        chosen,
+        (settings.select.concepts, settings.select.phrase_words),
+        cell.seed,
+    )
+    return grouping.labels, int(grouping.labels.max()) + 1
+
+
+def counts(names: Sequence[str]) -> dict[str, int]:
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def training_order(cell: Cell) -> list[str]:
+    """The chosen rows as they are trained on: shuffled by seed, whatever the selector."""
+    return sorted(selection(cell)["rows"], key=lambda r: draw_key("order", cell.seed, r))
+
+
+def done(cell: Cell) -> Row:
+    """What training on the cell's rows did, from its file or made now."""
+    ids = training_order(cell)
+    path = cell.training_path(ids)
+    if not path.exists():
+        say(f"{cell.pool} {cell.trained} {cell.name} {cell.budget} seed {cell.seed}: {len(ids)} rows")
+        write_json(path, _train(cell, ids))
+    found: Row = read_json(path)
+    return found
+
+
+def _train(cell: Cell, ids: Sequence[str]) -> Row:
+    import torch
+
+    by_id = {row["row_id"]: row for row in world().pools[cell.pool]}
+    path = worlds.model_path(cell.trained)
+    model, tokenizer = load_causal_lm(path, dtype=torch.bfloat16), load_tokenizer(path)
+    encoder = SampleEncoder(tokenizer)
+    settings = recover_settings()
+    rows = [TrainingRow(i, encoder.encode(row_to_sample(by_id[i]), settings.max_tokens)) for i in ids]
+    start, work = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory(prefix="paser-evidence-") as folder:
+        adapted, facts = fine_tune(
+            model, rows, settings, seed=cell.seed, pad_id=int(tokenizer.pad_token_id or 0),
+            checkpoints=Path(folder), title=f"{cell.name} {cell.seed}",
+        )  # fmt: skip
+    recovered = merged(adapted)
+    seconds, processor = time.perf_counter() - start, time.process_time() - work
+    return {
+        "scheme": cell.trained,
+        "rows": len(rows),
+        "tokens": sum(row.encoded.tokens for row in rows),
+        "steps": facts.steps,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "model": sha256_path(path),
+        "commit": commit(),
+        "machine": machine()["processor"],
+        **measured(recovered, tokenizer),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit that is checked out, where the benchmarks lie in a git repository."""
+    asked = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or None
+
+
+def untrained(scheme: str) -> Row:
+    """The measures of a scheme's model without recovery, or of the original itself."""
+    cell = Cell("development", scheme, "no training", "random", 0, 0)
+    path = cell.training_path([])
+    if not path.exists():
+        import torch
+
+        say(f"{scheme}: no training")
+        folder = worlds.model_path(scheme)
+        model = load_causal_lm(folder, dtype=torch.bfloat16)
+        found = measured(model, load_tokenizer(folder))
+        write_json(path, {"scheme": scheme, "model": sha256_path(folder), **found})
+    result: Row = read_json(path)
+    return result
+
+
+def measured(model: PreTrainedModel, tokenizer: Any) -> Row:
+    """Loss and JSD to the original on each held-out row, and each task item's result, rounded to 6 digits."""
+    import torch
+
+    model.eval()
+    start = time.perf_counter()
+    original = load_causal_lm(worlds.model_path(DENSE), dtype=torch.bfloat16)
+    encoder = SampleEncoder(tokenizer)
+    encoded = [encoder.encode(row_to_sample(row), MAX_TOKENS) for row in world().held_out]
+    values = FusedPass(original, {"it": model}, 1.0, 1024)(encoded)
+    del original
+    answers: Row = {}
+    for task in worlds.tasks():
+        (result,) = run_task(model, tokenizer, task, limit=TASK_ITEMS)
+        answers[task.name] = {
+            "value": list(result.values["acc_norm"]),
+            "choices": [[round(float(c), 4) for c in choice] for choice in result.choices or ()],
+        }
+    return {
+        "loss": [round(float(v), 6) for v in values["loss_it"]],
+        "jsd": [round(float(v), 6) for v in values["jsd_it"]],
+        "tasks": answers,
+        "measuring_seconds": time.perf_counter() - start,
+    }
+
+
+def task_jsd(reference: Row, other: Row) -> dict[str, list[float]]:
+    """JSD between the choice distributions of two models, by task and item."""
+    return {
+        name: choice_jsd(found["choices"], other["tasks"][name]["choices"]).tolist()
+        for name, found in reference["tasks"].items()
+    }

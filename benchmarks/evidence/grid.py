@@ -1,0 +1,126 @@
+"""Which cells there are, in the order in which they are worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.world import DENSE, SCHEMES
+
+DEVELOPMENT, CONFIRMATION = "development", "confirmation"
+SMALL, LARGE = 6_000, 18_000
+WANDA = "wanda-50"
+DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
+FINE: dict[str, Any] = {"k": 24, "k_max": 24}
+# Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
+CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
+    "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
+    "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),
+    "coverage": ("coverage", {}, {}),
+    "coverage, total damage": ("coverage", {"weight": "total"}, {}),
+    "coverage, per token": ("coverage", {"weight": "per_token"}, {}),
+    "coverage, fine clusters": ("coverage", {}, FINE),
+    "coverage, no noise": ("coverage", {"noise": 0.05}, {}),
+    "coverage, thrift": ("coverage", {"thrift": 0.5}, {}),
+    "coverage, size alone": ("coverage", {"power": 0.0, "policy": "proportional"}, {}),
+    "total damage": ("total-damage", {}, {}),
+}
+# The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
+THREE_SEEDS = (
+    "top-damage", "ifd", "prototypes", "paser-uniform", "paser-random-inside", "paser-no-clusters",
+    "paser-no-conflicts",
+)  # fmt: skip
+TWO_SEEDS = (
+    "longest", "k-centre", "instruction-mining", "damage-per-token", "q-tuning", "ifd-small", "el2n",
+    "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
+)  # fmt: skip
+SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("K = 4", {"cluster": {"k": 4}}),
+    ("K = 8", {"cluster": {"k": 8}}),
+    ("K = 16", {"cluster": {"k": 16}}),
+    ("K = 32", {"cluster": {"k": 32, "k_max": 32}}),
+    ("d = 10", {"cluster": {"dimensions": 10}}),
+    ("d = 80", {"cluster": {"dimensions": 80}}),
+    ("temperature 0.5", {"temperature": 0.5}),
+    ("temperature 2", {"temperature": 2.0}),
+    ("strictness 0.5", {"options": {"strictness": 0.5}}),
+    ("strictness 0.9", {"options": {"strictness": 0.9}}),
+    ("policy damage_size", {"options": {"policy": "damage_size"}}),
+    ("policy damage_power", {"options": {"policy": "damage_power"}}),
+    ("policy proportional", {"options": {"policy": "proportional"}}),
+)
+
+
+def plain(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
+    """A selector with its defaults on the development pool, Wanda 50 %, the larger budget."""
+    given = {"pool": DEVELOPMENT, "scheme": WANDA, "selector": name, "budget": LARGE, **changes}
+    return [Cell(name=changes.get("name", name), seed=seed, **{k: v for k, v in given.items() if k != "name"})
+            for seed in seeds]  # fmt: skip
+
+
+def candidate(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
+    chosen, options, cluster = CANDIDATES[name]
+    return plain(chosen, seeds, name=name, options=options, cluster=cluster, **changes)
+
+
+def baselines() -> list[Cell]:
+    """`paser` and `random` where policies of our own are developed."""
+    first = [plain(name, DEVELOPMENT_SEEDS[:3]) for name in ("random", "paser")]
+    return [cell for seed in zip(*first, strict=True) for cell in seed]
+
+
+def candidates() -> list[Cell]:
+    """Policies of our own, one seed of each before the next seed of any."""
+    return [cell for seed in DEVELOPMENT_SEEDS[:3] for name in CANDIDATES for cell in candidate(name, [seed])]
+
+
+def secondary() -> list[Cell]:
+    cells = [cell for name in THREE_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
+    cells += [cell for name in TWO_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:2])]
+    return cells + plain("full", DEVELOPMENT_SEEDS[:1])
+
+
+def ceiling() -> list[Cell]:
+    """The dense model on the rows that were chosen for the pruned one."""
+    return [cell for name in ("random", "paser") for cell in plain(name, DEVELOPMENT_SEEDS[:1], train=DENSE)]
+
+
+def sensitivity() -> list[Cell]:
+    return [
+        cell
+        for name, changes in SENSITIVITY
+        for cell in plain("paser", DEVELOPMENT_SEEDS[:1], name=name, **changes)
+    ]
+
+
+def primary() -> list[Cell]:
+    """`paser` and `random` in every scheme at both budgets, on the development pool."""
+    return [
+        cell
+        for scheme in SCHEMES
+        for budget in (LARGE, SMALL)
+        for name in ("random", "paser")
+        for cell in plain(name, DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
+    ]
+
+
+PARTS = {
+    "baselines": baselines,
+    "candidates": candidates,
+    "ceiling": ceiling,
+    "secondary": secondary,
+    "primary": primary,
+    "sensitivity": sensitivity,
+}
+
+
+def cells(parts: Iterable[str]) -> Iterator[Cell]:
+    """The cells of these parts, each once."""
+    seen = []
+    for part in parts:
+        for cell in PARTS[part]():
+            if cell not in seen:
+                seen.append(cell)
+                yield cell

@@ -1,0 +1,321 @@
+# ruff: noqa: E501 (prose and table rows)
+"""docs/evidence.md and its figures, from the cells alone: no number in it is typed by hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.data import ROOT
+from benchmarks.evidence import cells as cell_files
+from benchmarks.evidence import grid
+from benchmarks.evidence.analysis import METRICS, Judge, holm, paired, trained
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.world import DENSE, SCHEMES, task_items, world
+from paser.progress import duration, say
+
+PAGE = ROOT / "docs/evidence.md"
+IMAGES = ROOT / "docs/images"
+READING = Path(__file__).parent / "reading.md"
+WANDA, LARGE = grid.WANDA, grid.LARGE
+Row = dict[str, Any]
+
+
+@functools.cache
+def judge(scheme: str) -> Judge:
+    return Judge(scheme)
+
+
+def write() -> None:
+    text = "\n\n".join(part.strip() for part in parts() if part) + "\n"
+    PAGE.write_text(text, encoding="utf-8")
+    say(f"{PAGE.relative_to(ROOT)} written")
+
+
+def parts() -> Iterable[str]:
+    yield opening()
+    yield READING.read_text(encoding="utf-8") if READING.exists() else ""
+    yield models_table()
+    yield primary_table()
+    yield against(
+        "## Other selectors",
+        "Development pool, Wanda 50 %, 18,000 tokens: mean over the seeds, and the paired difference to `paser` "
+        "on the seeds that both have. *p*: two-sided, corrected by Holm's method over this table. A difference "
+        "below 0 is in favour of `paser`.",
+        [(name, grid.plain(name, grid.DEVELOPMENT_SEEDS)) for name in rivals()],
+    )
+    yield against(
+        "## Policies of our own",
+        "The same pool, scheme and budget. The policy with the best fidelity gap here is confirmed on the other "
+        "pool, once.",
+        [(name, grid.candidate(name, grid.DEVELOPMENT_SEEDS)) for name in grid.CANDIDATES],
+    )
+    yield by_capability()
+    yield by_task()
+    yield sensitivity()
+    yield ceiling()
+    yield costs()
+    yield took_part()
+
+
+def rivals() -> list[str]:
+    return ["random", *grid.THREE_SEEDS, *grid.TWO_SEEDS, "full"]
+
+
+def opening() -> str:
+    pools = ", ".join(f"{name} {len(rows):,} rows" for name, rows in world().pools.items())
+    return f"""# Evidence
+
+Written by `make evidence`; the plan was fixed before the first cell: [decisions/evidence-plan.md](decisions/evidence-plan.md).
+What selectors are: [selectors.md](selectors.md). SmolLM2-135M, pruned; pools: {pools}; {len(world().held_out)} held-out rows
+of {len({r["label"] for r in world().held_out})} labels; {", ".join(f"{n} ({min(100, len(i))} items)" for n, i in task_items().items())}.
+Everything is compared at the same number of training tokens. Intervals are 95 % bootstraps over seeds and rows (or items),
+paired where a difference is shown; a difference counts where its interval excludes 0. One small model: a measurement, no law.
+"""
+
+
+def models_table() -> str:
+    lines = []
+    for scheme in (DENSE, *SCHEMES):
+        found = cell_files.untrained(scheme)
+        j = judge(scheme)
+        accuracy = j.mean("task accuracy", [found])
+        row = j.rows.units[0]
+        loss, jsd = (float(row @ found[key]) for key in ("loss", "jsd"))
+        lines.append(f"| {SCHEMES.get(scheme, scheme)} | {loss:.3f} | {jsd:.3f} | {share(accuracy)} |")
+    undamaged = {s: sorted(set(judge(s).labels) - set(judge(s).damaged)) for s in SCHEMES}
+    left_out = "; ".join(
+        f"{SCHEMES[scheme]}: {', '.join(labels)}" for scheme, labels in undamaged.items() if labels
+    )
+    return f"""## Before recovery
+
+| model | held-out loss, nats | JSD to dense, nats | task accuracy |
+|---|--:|--:|--:|
+{chr(10).join(lines)}
+
+Labels whose damage interval is not above 0 are not part of *gap closed*: {left_out or "none"}."""
+
+
+def primary_table() -> str:
+    blocks = []
+    for metric in METRICS:
+        lines = []
+        for scheme in SCHEMES:
+            for budget in (grid.SMALL, grid.LARGE):
+                ours, theirs = (
+                    grid.plain(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
+                    for name in ("paser", "random")
+                )
+                a, b = paired(ours, theirs)
+                if not a:
+                    continue
+                j = judge(scheme)
+                found = j.difference(metric, a, b)
+                lines.append(
+                    f"| {SCHEMES[scheme]} | {budget:,} | {share(j.mean(metric, a))} | "
+                    f"{share(j.mean(metric, b))} | {signed(found)} | {verdict(found)} | {len(a)} | "
+                    f"{number(found['sd'])} | {number(found['least'])} |"
+                )
+        if lines:
+            head = f"| scheme | tokens | `paser` | `random` | {metric}: difference | | seeds | sd | least |"
+            blocks.append("\n".join([head, "|---|--:|--:|--:|--:|---|--:|--:|--:|", *lines]))
+    if not blocks:
+        return ""
+    return (
+        "## `paser` against `random`\n\nThe paper's policy with the product's defaults, development pool. *sd*: "
+        "standard deviation of the paired difference over seeds; *least*: the least difference that so many "
+        "seeds would find four times in five. A tie where *least* is large is no evidence of equality.\n\n"
+        + "\n\n".join(blocks)
+    )
+
+
+def against(title: str, text: str, named: Sequence[tuple[str, list[Cell]]]) -> str:
+    base = grid.plain("paser", grid.DEVELOPMENT_SEEDS)
+    blocks = []
+    for metric in METRICS:
+        found = {}
+        for name, cells in named:
+            ours, theirs = paired(cells, base)
+            if ours:
+                found[name] = (judge(WANDA).difference(metric, ours, theirs), ours)
+        corrected = holm({name: one["p"] for name, (one, _) in found.items()})
+        reference = list(trained(base).values())
+        if not found or not reference:
+            return ""
+        lines = [f"| `paser` | {share(judge(WANDA).mean(metric, reference))} | | | | {len(reference)} |"]
+        for name in sorted(found, key=lambda n: -found[n][0]["value"]):
+            difference, ours = found[name]
+            lines.append(
+                f"| `{name}` | {share(judge(WANDA).mean(metric, ours))} | {signed(difference)} | "
+                f"{corrected[name]:.3f} | {verdict(difference, corrected[name])} | {len(ours)} |"
+            )
+        head = f"| | {metric} | minus `paser` | *p* (Holm) | | seeds |"
+        blocks.append("\n".join([head, "|---|--:|--:|--:|---|--:|", *lines]))
+    return f"{title}\n\n{text}\n\n" + "\n\n".join(blocks)
+
+
+def by_capability() -> str:
+    names = ("random", "paser", *grid.THREE_SEEDS)
+    done = {name: list(trained(grid.plain(name, grid.DEVELOPMENT_SEEDS)).values()) for name in names}
+    done |= {n: list(trained(grid.candidate(n, grid.DEVELOPMENT_SEEDS)).values()) for n in grid.CANDIDATES}
+    done = {name: found for name, found in done.items() if found}
+    if not done:
+        return ""
+    blocks = []
+    for metric in ("fidelity gap", "gap closed"):
+        columns = {name: judge(WANDA).by_label(metric, found) for name, found in done.items()}
+        labels = sorted(next(iter(columns.values())))
+        if metric == "gap closed":
+            labels = [label for label in labels if label in judge(WANDA).damaged]
+        lines = [
+            f"| {name} | " + " | ".join(f"{columns[name][label]:.2f}" for label in labels) + " |"
+            for name in done
+        ]
+        head = f"| {metric} | " + " | ".join(labels) + " |"
+        blocks.append("\n".join([head, "|---" + "|--:" * len(labels) + "|", *lines]))
+    return (
+        "## By capability\n\nDevelopment pool, Wanda 50 %, 18,000 tokens, means over seeds.\n\n"
+        + "\n\n".join(blocks)
+    )
+
+
+def by_task() -> str:
+    original, pruned = cell_files.untrained(DENSE), cell_files.untrained(WANDA)
+    tasks = list(original["tasks"])
+    lines = []
+    for name, found in (("dense", [original]), ("pruned", [pruned])):
+        lines.append(_task_line(name, found, tasks, original))
+    for name in ("random", "paser", *grid.THREE_SEEDS):
+        found = list(trained(grid.plain(name, grid.DEVELOPMENT_SEEDS)).values())
+        if found:
+            lines.append(_task_line(f"`{name}`", found, tasks, original))
+    head = "| | " + " | ".join(f"{t}, acc_norm | {t}, JSD" for t in tasks) + " |"
+    return "\n".join(
+        ["## By task", "", "The same cells; JSD between the choices' distributions and those of the dense model.",
+         "", head, "|---" + "|--:" * (2 * len(tasks)) + "|", *lines]
+    )  # fmt: skip
+
+
+def _task_line(name: str, found: Sequence[Row], tasks: Sequence[str], original: Row) -> str:
+    cells = []
+    for task in tasks:
+        accuracy = [v for one in found for v in one["tasks"][task]["value"]]
+        jsd = [v for one in found for v in cell_files.task_jsd(original, one)[task]]
+        cells.append(f"{sum(accuracy) / len(accuracy):.1%} | {sum(jsd) / len(jsd):.4f}")
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def sensitivity() -> str:
+    base = trained(grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1]))
+    lines = []
+    for name, changes in (("defaults", {}), *grid.SENSITIVITY):
+        cells = grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1], name=name, **changes)
+        found = list(trained(cells).values())
+        if not found:
+            continue
+        chosen = cell_files.selection(cells[0])
+        values = " | ".join(f"{judge(WANDA).mean(m, found)['value']:.3f}" for m in METRICS)
+        lines.append(f"| {name} | {chosen['clusters']} | {len(chosen['rows'])} | {values} |")
+    if len(lines) < 2 or not base:
+        return ""
+    head = "| `paser` with | clusters | rows | " + " | ".join(METRICS) + " |"
+    return "\n".join(
+        ["## Sensitivity", "", "One seed each; the spread over seeds above says what to make of differences.",
+         "", head, "|---|--:|--:|--:|--:|--:|", *lines]
+    )  # fmt: skip
+
+
+def ceiling() -> str:
+    dense = cell_files.untrained(DENSE)
+    j = judge(DENSE)
+    lines = [f"| dense | {float(j.rows.units[0] @ dense['loss']):.3f} | 0 | "
+             f"{share(j.mean('task accuracy', [dense]))} |"]  # fmt: skip
+    for cell in grid.ceiling():
+        found = cell.training_if_done()
+        if found is not None:
+            loss, jsd = (float(j.rows.units[0] @ found[key]) for key in ("loss", "jsd"))
+            accuracy = share(j.mean("task accuracy", [found]))
+            lines.append(
+                f"| dense, trained on rows of `{cell.selector}` | {loss:.3f} | {jsd:.3f} | {accuracy} |"
+            )
+    if len(lines) < 2:
+        return ""
+    return "\n".join(
+        ["## The ceiling: what training gives the dense model", "",
+         "What the dense model gains from the same rows is format, not healing; its JSD is how far the rows lead away from "
+         "the dense model.", "", "| | held-out loss | JSD to dense | task accuracy |", "|---|--:|--:|--:|", *lines]
+    )  # fmt: skip
+
+
+def costs() -> str:
+    lines = []
+    for name in ("random", "paser", *[n for n in rivals() if n != "random"], *grid.CANDIDATES):
+        cells = (
+            grid.candidate(name, grid.DEVELOPMENT_SEEDS[:1])
+            if name in grid.CANDIDATES
+            else grid.plain(name, grid.DEVELOPMENT_SEEDS[:1])
+        )
+        training = cells[0].training_if_done()
+        if training is None:
+            continue
+        chosen = cell_files.selection(cells[0])
+        cost = chosen["cost"]
+        lines.append(
+            f"| `{name}` | {len(chosen['rows'])} | {chosen['tokens']:,} | {cost.get('forward_tokens', 0):,} | "
+            f"{cost.get('backward_tokens', 0):,} | {cost.get('embedded_rows', 0):,} | "
+            f"{duration(chosen['processor_seconds'])} | {duration(training['processor_seconds'])} |"
+        )
+    if not lines:
+        return ""
+    return "\n".join(
+        ["## Cost", "",
+         "Of seed 1. Tokens through a model in selecting (scoring of the drawn rows by both models included where its "
+         "result is read), rows embedded; processor time of selecting (without scoring and embedding, which are shared) and of training.",
+         "", "| | rows | training tokens | forward | backward | embedded | selecting | training |",
+         "|---|--:|--:|--:|--:|--:|--:|--:|", *lines]
+    )  # fmt: skip
+
+
+def took_part() -> str:
+    wanted = list(grid.cells(grid.PARTS))
+    done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
+    commits = sorted({found["commit"][:12] for found in done if found.get("commit")})
+    machines = sorted({found["machine"] for found in done if found.get("machine")})
+    seconds = sum(found["processor_seconds"] for found in done)
+    libraries = ", ".join(f"{name} {v}" for name, v in cell_files.libraries().items())
+    return f"""## What took part
+
+{len(done)} of {len(wanted)} cells of the grid are done{"" if len(done) == len(wanted) else "; the others are missing in the tables"}. Training took
+{duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
+{libraries}. Cleaning removed from the pools: {removed()}."""
+
+
+def removed() -> str:
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        + f" (of {world().injected[name]} injected rows, "
+        f"{sum(row['source'].startswith('injected') for row in world().pools[name])} are left)"
+        for name, reasons in world().removed.items()
+    )  # fmt: skip
+
+
+def share(found: Row) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def signed(found: Row) -> str:
+    return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def number(value: float) -> str:
+    return "" if value != value else f"{value:.3f}"
+
+
+def verdict(found: Row, p: float | None = None) -> str:
+    if found["seeds"] < 2:
+        return "one seed"
+    if found["low"] <= 0 <= found["high"] or (p is not None and p > 0.05):
+        return "tie"
+    return "ahead" if found["value"] > 0 else "behind"
