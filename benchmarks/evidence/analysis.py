@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 10_000
-# Percent points beside shares: what metrics are called, whether they are shown as percents.
+# In the order of the plan; the first two are primary.
 METRICS = ("fidelity gap", "task accuracy", "gap closed")
 Row = dict[str, Any]
 
@@ -60,23 +60,23 @@ def draws(groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> Draws
 
 
 class Judge:
-    """Metrics of trainings in one scheme.
+    """Metrics of trainings that began from one pruned model.
 
-    `value(metric, trainings)`: shape (resamples + 1, seeds), the first row the value itself.
+    `pruned`, `original`: what was measured of these models. `labels`: of the held-out rows. `damaged`: labels
+    whose loss rose by pruning, interval and all; the others have no gap to close.
     """
 
-    def __init__(self, scheme: str) -> None:
+    def __init__(self, pruned: Row, original: Row, labels: Sequence[str]) -> None:
         import numpy as np
 
-        self.pruned, self.original = cell_files.untrained(scheme), cell_files.untrained(DENSE)
-        self.labels = [str(row["label"]) for row in world().held_out]
-        self.names = list(self.original["tasks"])
+        self.pruned, self.original, self.labels = pruned, original, list(labels)
+        self.names = list(original["tasks"])
         self.rows = draws(self.labels, 1)
-        self.items = draws([n for n in self.names for _ in self.original["tasks"][n]["value"]], 2)
-        damage = np.array(self.pruned["loss"]) - np.array(self.original["loss"])
+        self.items = draws([n for n in self.names for _ in original["tasks"][n]["value"]], 2)
+        damage = np.array(pruned["loss"]) - np.array(original["loss"])
         self.damaged = []
         for label in sorted(set(self.labels)):
-            inside = np.array([one == label for one in self.labels])
+            inside = self.inside(label)
             weights = self.rows.units[1:, inside]
             drawn = (weights @ damage[inside]) / weights.sum(axis=1)
             if interval(float(damage[inside].mean()), drawn)["low"] > 0:
@@ -84,7 +84,18 @@ class Judge:
         kept = np.array([label in self.damaged for label in self.labels])
         self.damaged_rows = np.where(kept, self.rows.units, 0.0)
 
+    @classmethod
+    def of(cls, scheme: str) -> Judge:
+        labels = [str(row["label"]) for row in world().held_out]
+        return cls(cell_files.untrained(scheme), cell_files.untrained(DENSE), labels)
+
+    def inside(self, label: str) -> np.ndarray:
+        import numpy as np
+
+        return np.array([one == label for one in self.labels])
+
     def value(self, metric: str, trainings: Sequence[Row]) -> np.ndarray:
+        """Shape (resamples + 1, seeds), the first row the value itself."""
         import numpy as np
 
         if metric == "task accuracy":
@@ -139,7 +150,7 @@ class Judge:
         pruned, original = np.array(self.pruned[key]), np.array(self.original[key])
         found = {}
         for label in sorted(set(self.labels)):
-            inside = np.array([one == label for one in self.labels])
+            inside = self.inside(label)
             gap = pruned[inside].mean() - (0.0 if key == "jsd" else original[inside].mean())
             found[label] = float((pruned[inside].mean() - values[inside].mean()) / gap)
         return found

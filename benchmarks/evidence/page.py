@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 @functools.cache
 def judge(scheme: str) -> Judge:
-    return Judge(scheme)
+    return Judge.of(scheme)
 
 
 def write() -> None:

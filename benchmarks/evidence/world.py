@@ -51,11 +51,11 @@ MAX_TOKENS = 256
 Row = dict[str, Any]
 
 
-def meaning(paths: Sequence[str]) -> str:
+def meaning(paths: Sequence[str], root: Path = PACKAGE_ROOT) -> str:
     """A digest of Python files and folders that comments, docstrings and layout do not change."""
     digests = {}
     for relative in paths:
-        top = PACKAGE_ROOT / relative
+        top = root / relative
         for path in sorted(top.rglob("*.py")) if top.is_dir() else [top]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
@@ -64,7 +64,7 @@ def meaning(paths: Sequence[str]) -> str:
                     value = body[0].value
                     if isinstance(value, ast.Constant) and isinstance(value.value, str):
                         node.body = body[1:]  # type: ignore[attr-defined]
-            digests[path.relative_to(PACKAGE_ROOT).as_posix()] = ast.dump(tree)
+            digests[path.relative_to(root).as_posix()] = ast.dump(tree)
     return fingerprint(digests)
 
 
