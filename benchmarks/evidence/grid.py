@@ -53,11 +53,10 @@ SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def plain(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
+def plain(chosen: str, seeds: Iterable[int], name: str | None = None, **changes: Any) -> list[Cell]:
     """A selector with its defaults on the development pool, Wanda 50 %, the larger budget."""
-    given = {"pool": DEVELOPMENT, "scheme": WANDA, "selector": name, "budget": LARGE, **changes}
-    return [Cell(name=changes.get("name", name), seed=seed, **{k: v for k, v in given.items() if k != "name"})
-            for seed in seeds]  # fmt: skip
+    given = {"pool": DEVELOPMENT, "scheme": WANDA, "budget": LARGE, **changes}
+    return [Cell(name=name or chosen, selector=chosen, seed=seed, **given) for seed in seeds]
 
 
 def candidate(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
