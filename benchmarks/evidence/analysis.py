@@ -135,7 +135,7 @@ class Judge:
         sd = float(by_seed[0].std(ddof=1)) if len(ours) > 1 else float("nan")
         return {
             **interval(float(drawn[0]), drawn[1:]),
-            "p": max(2 * beyond, 1 / RESAMPLES),
+            "p": min(max(2 * beyond, 1 / RESAMPLES), 1.0),
             "sd": sd,
             "least": 2.8 * sd / float(np.sqrt(len(ours))),
             "seeds": len(ours),

@@ -1,0 +1,195 @@
+"""The grid of the evidence: its cells, its draws of units and seeds, its metrics and its resuming."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.evidence import analysis, cells, grid
+from benchmarks.evidence import world as worlds
+from benchmarks.evidence.analysis import Judge, draws, holm
+from paser.artifacts import write_json
+from paser.records import Sample
+from paser.selectors.registry import selectors
+
+LABELS = ["a", "a", "a", "b", "b"]
+
+
+def training(loss: list[float], jsd: list[float], right: list[int]) -> dict[str, Any]:
+    return {"loss": loss, "jsd": jsd, "tasks": {"quiz": {"value": right}}}
+
+
+ORIGINAL = training([1.0, 1.0, 1.0, 2.0, 2.0], [0.0] * 5, [1, 1, 1, 0])
+PRUNED = training([2.0, 3.0, 2.0, 4.0, 5.0], [0.2, 0.3, 0.1, 0.4, 0.6], [0, 0, 1, 0])
+
+
+def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
+    primary = grid.primary()
+    found = Counter((cell.scheme, cell.budget, cell.selector) for cell in primary)
+    assert set(found.values()) == {5}
+    assert len(found) == 3 * 2 * 2
+    secondary = Counter(cell.selector for cell in grid.secondary())
+    assert {name for name, count in secondary.items() if count == 3} == set(grid.THREE_SEEDS)
+    assert {name for name, count in secondary.items() if count == 1} == {"full"}
+    compared = {"random", "paser", *secondary, *(choice for choice, _, _ in grid.CANDIDATES.values())}
+    assert compared == set(selectors())
+    everything = list(grid.cells(grid.PARTS))
+    assert all(a != b for i, a in enumerate(everything) for b in everything[:i])
+
+
+def test_every_group_of_units_counts_alike_in_every_resample() -> None:
+    found = draws(LABELS, 3, resamples=50)
+    assert found.units.shape == (51, 5)
+    for label in ("a", "b"):
+        inside = [i for i, one in enumerate(LABELS) if one == label]
+        assert np.allclose(found.units[:, inside].sum(axis=1), 0.5)
+    assert np.allclose(found.units[0], [1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4])
+    seeds = found.seeds(3)
+    assert np.allclose(seeds.sum(axis=1), 1)
+    assert np.allclose(seeds[0], 1 / 3)
+
+
+def test_metrics_are_ratios_of_means_over_labels() -> None:
+    judge = Judge(PRUNED, ORIGINAL, LABELS)
+    ours = training([1.5, 2.0, 1.5, 3.0, 3.0], [0.1, 0.1, 0.1, 0.2, 0.2], [0, 1, 1, 0])
+    fidelity = 1 - (np.mean([0.1, 0.1, 0.1]) + np.mean([0.2, 0.2])) / (np.mean([0.2, 0.3, 0.1]) + 0.5)
+    assert judge.mean("fidelity gap", [ours])["value"] == pytest.approx(fidelity)
+    assert judge.mean("task accuracy", [ours])["value"] == 0.5
+    a = (np.mean([2, 3, 2]) - np.mean([1.5, 2, 1.5]), np.mean([2, 3, 2]) - 1)
+    b = (4.5 - 3.0, 4.5 - 2.0)
+    assert judge.damaged == ["a", "b"]
+    assert judge.mean("gap closed", [ours])["value"] == pytest.approx((a[0] + b[0]) / (a[1] + b[1]))
+    assert judge.by_label("gap closed", [ours]) == pytest.approx({"a": a[0] / a[1], "b": b[0] / b[1]})
+
+
+def test_a_label_without_damage_has_no_part_in_the_gap() -> None:
+    pruned = training([1.0, 0.5, 1.0, 4.0, 5.0], PRUNED["jsd"], [0, 0, 1, 0])
+    judge = Judge(pruned, ORIGINAL, LABELS)
+    assert judge.damaged == ["b"]
+    ours = training([9.0, 9.0, 9.0, 3.0, 3.0], PRUNED["jsd"], [0, 0, 1, 0])
+    assert judge.mean("gap closed", [ours])["value"] == pytest.approx(0.6)
+
+
+def test_differences_are_paired_over_seeds_and_rows() -> None:
+    """Each seed differs a lot, but ours is better than theirs by the same in each: the interval is narrow."""
+    judge = Judge(PRUNED, ORIGINAL, LABELS)
+    rng = np.random.default_rng(0)
+    ours, theirs = [], []
+    for shift in rng.uniform(0.0, 0.15, size=4):
+        jsd = np.array(PRUNED["jsd"]) * (0.8 - shift)
+        theirs.append(training(PRUNED["loss"], jsd.tolist(), [0, 0, 1, 0]))
+        ours.append(training(PRUNED["loss"], (jsd - 0.05 * np.array(PRUNED["jsd"])).tolist(), [0, 0, 1, 0]))
+    found = judge.difference("fidelity gap", ours, theirs)
+    assert found["value"] == pytest.approx(0.05)
+    assert found["low"] == pytest.approx(0.05)
+    assert found["high"] == pytest.approx(0.05)
+    assert found["sd"] == pytest.approx(0, abs=1e-12)
+    assert found["p"] == 1 / analysis.RESAMPLES
+    same = judge.difference("task accuracy", ours, theirs)
+    assert same["value"] == 0
+    assert same["p"] == 1
+
+
+def test_holm_corrects_from_the_smallest_up() -> None:
+    assert holm({"x": 0.01, "y": 0.04, "z": 0.03}) == pytest.approx({"x": 0.03, "z": 0.06, "y": 0.06})
+    assert holm({"x": 0.9, "y": 0.8}) == {"y": 1.0, "x": 1.0}
+
+
+def test_injected_rows_are_wrong_answers_and_polite_copies() -> None:
+    samples = [
+        Sample("s", str(i), "MIT", f"Question {i} of {label}?", "", f"Answer {i} of {label}.", label)
+        for label in ("a", "b")
+        for i in range(50)
+    ]
+    made = worlds.inject(samples, seed=1)
+    assert made[:100] == samples
+    extra = Counter(sample.source for sample in made[100:])
+    assert extra == {"injected-low-quality": 8, "injected-duplicates": 4}
+    answers = {sample.instruction: sample.output for sample in samples}
+    for sample in made[100:]:
+        if sample.source == "injected-low-quality":
+            assert sample.output in answers.values()
+            assert sample.output != answers[sample.instruction]
+            assert sample.output.endswith(f"of {sample.label}.")
+        else:
+            known = next(text for text in answers if sample.instruction.endswith(text))
+            assert sample.instruction.startswith(worlds.POLITE)
+            assert sample.output == answers[known]
+
+
+def test_comments_and_docstrings_do_not_change_what_code_means(tmp_path: Path) -> None:
+    path = tmp_path / "paser" / "a.py"
+    path.parent.mkdir()
+    path.write_text('"""One."""\n\n\ndef f(x):\n    """Two."""\n    return x + 1\n')
+    before = worlds.meaning(["paser"], tmp_path)
+    path.write_text('"""Other."""\ndef f(x):\n    # a comment\n    return (x + 1)\n')
+    assert worlds.meaning(["paser/a.py"], tmp_path) == before
+    path.write_text("def f(x):\n    return x + 2\n")
+    assert worlds.meaning(["paser"], tmp_path) != before
+
+
+def test_the_code_that_cells_depend_on_exists() -> None:
+    for path in (*cells.TRAINING, *cells.SELECTING):
+        assert (worlds.PACKAGE_ROOT / path).exists(), path
+    for name in selectors():
+        assert cells.selecting_code(name)
+
+
+@pytest.fixture
+def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = worlds.World({"development": [], "confirmation": []}, [], [], {}, {})
+    for module in (cells, analysis):
+        monkeypatch.setattr(module, "world", lambda: found)
+    monkeypatch.setattr(worlds, "model_key", lambda scheme: scheme)
+    monkeypatch.setattr(worlds, "tasks", list)
+    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+
+
+@pytest.mark.usefixtures("small_world")
+def test_no_cell_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def select(cell: cells.Cell) -> dict[str, Any]:
+        calls.append(("select", cell.seed))
+        return {"rows": ["r1-b", "r1-a"]}
+
+    def train(cell: cells.Cell, ids: list[str]) -> dict[str, Any]:
+        calls.append(("train", cell.seed))
+        return {"rows": len(ids)}
+
+    monkeypatch.setattr(cells, "_select", select)
+    monkeypatch.setattr(cells, "_train", train)
+    cell = grid.plain("paser", [1])[0]
+    assert cell.training_if_done() is None
+    assert cells.done(cell) == {"rows": 2}
+    again = replace(cell)
+    assert again.training_if_done() == cells.done(again) == {"rows": 2}
+    assert calls == [("select", 1), ("train", 1)]
+    # Another selector that takes the same rows needs no training of its own; another seed or scheme does.
+    cells.done(grid.plain("top-damage", [1])[0])
+    assert calls[2:] == [("select", 1)]
+    cells.done(grid.plain("paser", [2])[0])
+    cells.done(grid.plain("paser", [1], scheme="llm-pruner-25")[0])
+    assert calls[3:] == [("select", 2), ("train", 2), ("select", 1), ("train", 1)]
+    # What does not look at the pruned model chooses once for all schemes, and trains in each.
+    calls.clear()
+    for scheme in ("wanda-50", "llm-pruner-25"):
+        cells.done(grid.plain("random", [3], scheme=scheme)[0])
+    assert calls == [("select", 3), ("train", 3), ("train", 3)]
+
+
+@pytest.mark.usefixtures("small_world")
+def test_only_seeds_that_both_sides_have_are_paired() -> None:
+    for name, seeds in (("paser", (1, 2, 3)), ("random", (2, 3, 4))):
+        for cell in grid.plain(name, seeds):
+            rows = [f"r1-{name}-{cell.seed}"]
+            write_json(cell.selection_path, {"rows": rows})
+            write_json(cell.training_path(rows), {"who": name, "seed": cell.seed})
+    ours, theirs = analysis.paired(*(grid.plain(n, range(1, 6)) for n in ("paser", "random")))
+    assert [one["seed"] for one in ours] == [one["seed"] for one in theirs] == [2, 3]
+    assert {one["who"] for one in ours} == {"paser"}
