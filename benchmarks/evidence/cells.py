@@ -7,6 +7,7 @@ once. Their names are digests of all that determines them (code by its meaning: 
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import tempfile
 import time
@@ -20,7 +21,7 @@ from benchmarks.__main__ import machine
 from benchmarks.data import ROOT
 from benchmarks.evidence import world as worlds
 from benchmarks.evidence.world import DENSE, MAX_TOKENS, TASK_ITEMS, world
-from paser.artifacts import columns_of, fingerprint, read_json, sha256_path, write_json
+from paser.artifacts import columns_of, fingerprint, read_json, sha256_path, staged
 from paser.evaluation.gap import choice_jsd
 from paser.evaluation.harness import run_task
 from paser.method.grouping import group
@@ -61,6 +62,12 @@ BY_MODELS = {
 }  # fmt: skip
 LIBRARIES = ("torch", "transformers", "peft", "lm-eval")
 Row = dict[str, Any]
+
+
+def write_cell(path: Path, found: Row) -> None:
+    """As compact as a small file in a repository should be."""
+    with staged(path) as partial:
+        partial.write_text(json.dumps(found, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ def selection(cell: Cell) -> Row:
     """The rows a selector takes, what it cost, from its file or made now."""
     path = cell.selection_path
     if not path.exists():
-        write_json(path, _select(cell))
+        write_cell(path, _select(cell))
     found: Row = read_json(path)
     return found
 
@@ -247,7 +254,7 @@ def done(cell: Cell) -> Row:
     path = cell.training_path(ids)
     if not path.exists():
         say(f"{cell.pool} {cell.trained} {cell.name} {cell.budget} seed {cell.seed}: {len(ids)} rows")
-        write_json(path, _train(cell, ids))
+        write_cell(path, _train(cell, ids))
     found: Row = read_json(path)
     return found
 
@@ -303,7 +310,7 @@ def untrained(scheme: str) -> Row:
         folder = worlds.model_path(scheme)
         model = load_causal_lm(folder, dtype=torch.bfloat16)
         found = measured(model, load_tokenizer(folder))
-        write_json(path, {"scheme": scheme, "model": sha256_path(folder), **found})
+        write_cell(path, {"scheme": scheme, "model": sha256_path(folder), **found})
     result: Row = read_json(path)
     return result
 
