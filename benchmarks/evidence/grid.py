@@ -26,7 +26,12 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coverage, thrift": ("coverage", {"thrift": 0.5}, {}),
     "coverage, size alone": ("coverage", {"power": 0.0, "policy": "proportional"}, {}),
     "total damage": ("total-damage", {}, {}),
-}
+    "loss increase, size-aware, no filter": (
+        "paser", {"divergence": "delta_loss", "policy": "damage_size", "strictness": 0.0}, {},
+    ),
+    "coverage, loss increase": ("coverage", {"divergence": "delta_loss"}, {}),
+    "coverage, uniform budget": ("coverage", {"policy": "uniform"}, {}),
+}  # fmt: skip
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
 THREE_SEEDS = (
     "top-damage", "ifd", "prototypes", "paser-uniform", "paser-random-inside", "paser-no-clusters",

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.data import ROOT
 from benchmarks.evidence import cells as cell_files
-from benchmarks.evidence import grid
+from benchmarks.evidence import figures, grid
 from benchmarks.evidence.analysis import METRICS, Judge, holm, paired, trained
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, SCHEMES, task_items, world
@@ -39,6 +39,8 @@ def parts() -> Iterable[str]:
     yield READING.read_text(encoding="utf-8") if READING.exists() else ""
     yield models_table()
     yield primary_table()
+    yield budgets_figure()
+    yield differences_figure()
     yield against(
         "## Other selectors",
         "Development pool, Wanda 50 %, 18,000 tokens: mean over the seeds, and the paired difference to `paser` "
@@ -131,6 +133,47 @@ def primary_table() -> str:
     )
 
 
+def budgets_figure() -> str:
+    """Gap closed and fidelity gap against the budget, in each scheme that has both budgets."""
+    shown = []
+    for metric in ("fidelity gap", "gap closed"):
+        panels: dict[str, dict[str, dict[int, Row]]] = {}
+        for scheme in SCHEMES:
+            lines: dict[str, dict[int, Row]] = {}
+            for name in ("random", "paser"):
+                for budget in (grid.SMALL, grid.LARGE):
+                    cells = grid.plain(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
+                    if found := list(trained(cells).values()):
+                        lines.setdefault(name, {})[budget] = judge(scheme).mean(metric, found)
+            if len(lines) == 2 and all(len(points) == 2 for points in lines.values()):
+                panels[SCHEMES[scheme]] = lines
+        if panels:
+            path = IMAGES / f"evidence-{metric.replace(' ', '-')}.svg"
+            figures.by_budget(path, panels, metric)
+            shown.append(f"![{metric} against training tokens](images/{path.name})")
+    return "\n\n".join(shown)
+
+
+def differences_figure() -> str:
+    """Every selector and policy minus `random` at the larger budget."""
+    base = grid.plain("random", grid.DEVELOPMENT_SEEDS)
+    named = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in ("paser", *rivals()[1:])}
+    named |= {name: grid.candidate(name, grid.DEVELOPMENT_SEEDS) for name in grid.CANDIDATES}
+    both = {name: paired(cells, base) for name, cells in named.items()}
+    both = {name: sides for name, sides in both.items() if sides[0]}
+    if not both:
+        return ""
+    columns = {
+        metric: {name: judge(WANDA).difference(metric, *sides) for name, sides in both.items()}
+        for metric in METRICS
+    }
+    figures.differences(IMAGES / "evidence-selectors.svg", columns, "minus random")
+    return (
+        "Every selector minus `random` on the seeds that both have, Wanda 50 %, 18,000 tokens:\n\n"
+        "![Each selector's difference to random rows in the three metrics](images/evidence-selectors.svg)"
+    )
+
+
 def against(title: str, text: str, named: Sequence[tuple[str, list[Cell]]]) -> str:
     base = grid.plain("paser", grid.DEVELOPMENT_SEEDS)
     blocks = []
@@ -209,7 +252,8 @@ def _task_line(name: str, found: Sequence[Row], tasks: Sequence[str], original: 
 
 def sensitivity() -> str:
     base = trained(grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1]))
-    lines = []
+    lines: list[str] = []
+    drawn: dict[str, dict[str, float]] = {}
     for name, changes in (("defaults", {}), *grid.SENSITIVITY):
         cells = grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1], name=name, **changes)
         found = list(trained(cells).values())
@@ -218,12 +262,17 @@ def sensitivity() -> str:
         chosen = cell_files.selection(cells[0])
         values = " | ".join(f"{judge(WANDA).mean(m, found)['value']:.3f}" for m in METRICS)
         lines.append(f"| {name} | {chosen['clusters']} | {len(chosen['rows'])} | {values} |")
+        columns = {m: judge(WANDA).mean(m, found)["value"] for m in METRICS}
+        for metric, value in columns.items():
+            drawn.setdefault(metric, {})[name] = value
     if len(lines) < 2 or not base:
         return ""
+    figures.bars(IMAGES / "evidence-sensitivity.svg", drawn, "defaults")
     head = "| `paser` with | clusters | rows | " + " | ".join(METRICS) + " |"
     return "\n".join(
         ["## Sensitivity", "", "One seed each; the spread over seeds above says what to make of differences.",
-         "", head, "|---|--:|--:|--:|--:|--:|", *lines]
+         "", head, "|---|--:|--:|--:|--:|--:|", *lines, "",
+         "![The three metrics by setting; the line is the defaults](images/evidence-sensitivity.svg)"]
     )  # fmt: skip
 
 
