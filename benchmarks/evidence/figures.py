@@ -13,7 +13,7 @@ COLOURS = ("#0b6e4f", "#b5542b", "#3b5b92", "#7a4b8f")
 
 
 def differences(path: Path, columns: Mapping[str, Mapping[str, Point]], title: str) -> None:
-    """One panel a metric, one line a name: the difference with its interval; best of the first metric above."""
+    """One panel a metric, one line a name: the difference with its interval; best by the first on top."""
     first = next(iter(columns.values()))
     names = sorted(first, key=lambda name: first[name]["value"])
     with _figure(path, len(columns), 0.28 * len(names) + 1.1) as panels:
