@@ -27,6 +27,7 @@ from paser.evaluation.harness import run_task
 from paser.method.grouping import group
 from paser.models.loading import load_causal_lm, load_tokenizer
 from paser.models.passes import FusedPass
+from paser.models.precision import set_threads
 from paser.models.tokens import SampleEncoder
 from paser.progress import say
 from paser.records import draw_key, row_to_sample
@@ -60,6 +61,8 @@ BY_MODELS = {
     "variance-of-gradients": "dynamics", "influence-effort": "influence", "preselect": "predictive",
     "less": "matching",
 }  # fmt: skip
+# Of one cell, so that the same bits come out whatever runs beside it.
+THREADS = 1
 LIBRARIES = ("torch", "transformers", "peft", "lm-eval")
 Row = dict[str, Any]
 
@@ -193,6 +196,7 @@ def _select(cell: Cell) -> Row:
     )  # fmt: skip
     import torch
 
+    set_threads(THREADS)
     losses = [np.array([row[f"loss_{m}"] for row in scores], dtype=float) for m in ("original", "pruned")]
     samples = [row_to_sample(row) for row in drawn]
     models = Models(
@@ -262,6 +266,7 @@ def done(cell: Cell) -> Row:
 def _train(cell: Cell, ids: Sequence[str]) -> Row:
     import torch
 
+    set_threads(THREADS)
     by_id = {row["row_id"]: row for row in world().pools[cell.pool]}
     path = worlds.model_path(cell.trained)
     model, tokenizer = load_causal_lm(path, dtype=torch.bfloat16), load_tokenizer(path)
@@ -307,6 +312,7 @@ def untrained(scheme: str) -> Row:
         import torch
 
         say(f"{scheme}: no training")
+        set_threads(THREADS)
         folder = worlds.model_path(scheme)
         model = load_causal_lm(folder, dtype=torch.bfloat16)
         found = measured(model, load_tokenizer(folder))

@@ -30,18 +30,12 @@ def prepare(missing: list[cell_files.Cell]) -> None:
 
 
 def compute(cell: cell_files.Cell) -> str:
-    import torch
-
-    torch.set_num_threads(1)
     start = time.perf_counter()
     cell_files.done(cell)
     return duration(time.perf_counter() - start)
 
 
 def untrained(scheme: str) -> str:
-    import torch
-
-    torch.set_num_threads(1)
     cell_files.untrained(scheme)
     return ""
 
