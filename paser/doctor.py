@@ -89,7 +89,9 @@ def render(checks: Sequence[Check]) -> None:
         if check.remedy and check.state != "ok":
             print(f"{'':<8} {'':<{width}}  -> {check.remedy}")
     states = [check.state for check in checks]
-    print(f"{states.count('broken')} broken, {states.count('warning')} warnings, {states.count('ok')} ok")
+    warnings = states.count("warning")
+    plural = "" if warnings == 1 else "s"
+    print(f"{states.count('broken')} broken, {warnings} warning{plural}, {states.count('ok')} ok")
 
 
 def _python(project: Path) -> Iterator[Check]:
