@@ -61,7 +61,7 @@ def test_an_experiment_runs_what_depends_on_the_key_and_keeps_its_name(committed
     for stage in ("pool", "prune", "score"):
         assert f"Stage '{stage}' didn't change, skipping" in done.stdout
     assert "Running stage 'select'" in done.stdout
-    assert read_json(committed / "data/budget.json")["requested"] == "10%"
+    assert read_json(committed / "data/budget.json")["requested"]["text"] == "10%"
     assert "ten" in projects.run(committed, "dvc", "exp", "list").stdout
     assert "10%" in projects.run(committed, "dvc", "params", "diff").stdout
     assert "selected.rows" in projects.run(committed, "dvc", "metrics", "diff").stdout
