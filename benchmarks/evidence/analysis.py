@@ -27,7 +27,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Draws:
     """Weights of the units in each resample, which sum to 1 in each row: shape (resamples, units); the first
-    row is the sample itself. `seed_draws`: shape (resamples, seeds), likewise for seeds."""
+    row is the sample itself. `seeds(count)`: shape (resamples, count), likewise for seeds."""
 
     units: np.ndarray
     seed: int

@@ -19,7 +19,7 @@ from paser.progress import duration, say
 PAGE = ROOT / "docs/evidence.md"
 IMAGES = ROOT / "docs/images"
 READING = Path(__file__).parent / "reading.md"
-WANDA, LARGE = grid.WANDA, grid.LARGE
+WANDA = grid.WANDA
 Row = dict[str, Any]
 
 
@@ -260,9 +260,9 @@ def sensitivity() -> str:
         if not found:
             continue
         chosen = cell_files.selection(cells[0])
-        values = " | ".join(f"{judge(WANDA).mean(m, found)['value']:.3f}" for m in METRICS)
-        lines.append(f"| {name} | {chosen['clusters']} | {len(chosen['rows'])} | {values} |")
         columns = {m: judge(WANDA).mean(m, found)["value"] for m in METRICS}
+        values = " | ".join(f"{value:.3f}" for value in columns.values())
+        lines.append(f"| {name} | {chosen['clusters']} | {len(chosen['rows'])} | {values} |")
         for metric, value in columns.items():
             drawn.setdefault(metric, {})[name] = value
     if len(lines) < 2 or not base:

@@ -35,11 +35,6 @@ def compute(cell: cell_files.Cell) -> str:
     return duration(time.perf_counter() - start)
 
 
-def untrained(scheme: str) -> str:
-    cell_files.untrained(scheme)
-    return ""
-
-
 def main(parts: list[str]) -> None:
     if unknown := [name for name in parts if name not in grid.PARTS]:
         raise PaserError(
@@ -53,7 +48,7 @@ def main(parts: list[str]) -> None:
     failed = []
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), max_tasks_per_child=8) as workers:
         schemes = dict.fromkeys([worlds.DENSE, *(cell.trained for cell in wanted)])
-        first = [workers.submit(untrained, scheme) for scheme in schemes]
+        first = [workers.submit(cell_files.untrained, scheme) for scheme in schemes]
         running = {workers.submit(compute, cell): cell for cell in missing}
         for future in first:
             future.result()

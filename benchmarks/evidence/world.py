@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from paser.models.loading import load_tokenizer
 from paser.models.tokens import SampleEncoder
 from paser.models.workload import ModelSet, score_rows
 from paser.pool.build import Rows, clean_pool, kept_rows
+from paser.pool.clean import Kept, Quarantined
 from paser.pool.contamination import Probe, overlaps
 from paser.records import Sample, draw_key, row_to_sample
 from paser.settings import Settings
@@ -186,25 +188,25 @@ def inject(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return [*samples, *extra]
 
 
-def _cleaned(samples: Sequence[Sample], probes: Sequence[Probe]) -> tuple[list[Row], dict[str, int]]:
-    """The pool's own cleaning, then without what overlaps an evaluation; what went, by reason."""
+def _clean(samples: Sequence[Sample]) -> tuple[list[Kept], list[Quarantined]]:
+    """The pool's own cleaning."""
     source = source_from_uri("file:evidence", "pool", name="evidence")
     rules = pool_rules(SampleEncoder(load_tokenizer(original_model())), settings())
-    kept, quarantine = clean_pool([Rows(source, samples)], rules)
-    removed: dict[str, int] = {}
-    for gone in quarantine:
-        removed[gone.reason] = removed.get(gone.reason, 0) + 1
+    return clean_pool([Rows(source, samples)], rules)
+
+
+def _cleaned(samples: Sequence[Sample], probes: Sequence[Probe]) -> tuple[list[Row], dict[str, int]]:
+    """The pool's own cleaning, then without what overlaps an evaluation; what went, by reason."""
+    kept, quarantine = _clean(samples)
     table = kept_rows(kept)
     words = settings().select.contamination_words
     shown = overlaps([(row_to_sample(r).prompt, r["output"]) for r in table], probes, words)
-    removed["contaminated"] = len(shown)
+    removed = dict(Counter(gone.reason for gone in quarantine)) | {"contaminated": len(shown)}
     return [row for i, row in enumerate(table) if i not in shown], removed
 
 
 def _table(samples: Sequence[Sample]) -> list[Row]:
-    source = source_from_uri("file:evidence", "pool", name="evidence")
-    rules = pool_rules(SampleEncoder(load_tokenizer(original_model())), settings())
-    return kept_rows(clean_pool([Rows(source, samples)], rules)[0])
+    return kept_rows(_clean(samples)[0])
 
 
 @functools.cache
