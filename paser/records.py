@@ -113,7 +113,7 @@ def schema(table: str) -> pa.Schema:
         "clusters": [("row_id", text), ("split", text), ("cluster", count)],
         "scores": [
             ("row_id", text), ("jsd", number), ("kl", number), ("reverse_kl", number),
-            ("loss_original", number), ("loss_pruned", number),
+            ("loss_original", number), ("loss_pruned", number), ("recoverability", number),
             ("prompt_tokens", count), ("response_tokens", count), ("status", text),
         ],
         "decisions": [

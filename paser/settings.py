@@ -268,7 +268,7 @@ class Budget:
 
 class SelectSettings(Group):
     budget: str = "10%"
-    divergence: Literal["jsd", "kl", "reverse_kl", "delta_loss"] = "jsd"
+    divergence: Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"] = "jsd"
     policy: Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"] = (
         "damage"
     )

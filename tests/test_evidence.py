@@ -162,8 +162,8 @@ def test_no_cell_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(("train", cell.seed))
         return {"rows": len(ids)}
 
-    monkeypatch.setattr(cells, "_select", select)
-    monkeypatch.setattr(cells, "_train", train)
+    monkeypatch.setattr(cells, "chosen_rows", select)
+    monkeypatch.setattr(cells, "trained_on", train)
     cell = grid.plain("paser", [1])[0]
     assert cell.training_if_done() is None
     assert cells.done(cell) == {"rows": 2}

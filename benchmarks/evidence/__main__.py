@@ -1,4 +1,5 @@
 """`python -m benchmarks.evidence [PART ...]`: computes what is missing of the grid, writes docs/evidence.md.
+`python -m benchmarks.evidence same`: whether cells of earlier code count for the present one.
 
 It can be stopped at any time and goes on where it stopped. `PASER_BENCH_WORKERS` cells at a time (default:
 one a core), each on one thread.
@@ -6,11 +7,15 @@ one a core), each on one thread.
 
 import sys
 
+from benchmarks.evidence import same
 from benchmarks.evidence.run import main
 from paser.errors import PaserError
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        if sys.argv[1:] == ["same"]:
+            same.main()
+        else:
+            main(sys.argv[1:])
     except PaserError as error:
         sys.exit(f"error: {error}")

@@ -1,7 +1,8 @@
 """One cell: rows chosen by one selector, one training on them, and what that did. Each is a small file.
 
 A selection and a training are files of their own, so that two selectors that choose the same rows are trained
-once. Their names are digests of all that determines them (code by its meaning: benchmarks.evidence.world).
+once. Their names are digests of all that determines them (code by its meaning: benchmarks.evidence.world). Code
+that changed and gives the same bits (benchmarks.evidence.same) keeps its cells.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from paser.models.tokens import SampleEncoder
 from paser.progress import say
 from paser.records import draw_key, row_to_sample
 from paser.recovery.batches import TrainingRow
-from paser.recovery.lora import fine_tune
+from paser.recovery.lora import Extras, fine_tune
 from paser.recovery.masked import merged
 from paser.selectors.registry import selector
 from paser.selectors.resources import Models, Resources, opener
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RESULTS = ROOT / "benchmarks/results/evidence"
+EQUAL = RESULTS / "equal.json"
 # Code that decides a trained model and its measures, and code that decides a selection; of the selectors
 # themselves only those modules that have a part in it, so that a new selector leaves the others' cells alone.
 PASSES = tuple(f"paser/models/{name}.py" for name in ("packing", "passes", "tokenwise", "tokens"))
@@ -55,6 +57,7 @@ TRAINING = (
 SELECTING = ("paser/method", "paser/pool", "paser/models/encoder.py", *PASSES, *TRAINER)
 SHARED = ("protocol", "filling", "resources", "tables")
 OWN = ("damage", "ablations", "ranked", "random", "coverage", "geometric")
+LATER = {"recoverable": ("damage", "ranked", "recoverable")}
 BY_MODELS = {
     "ifd": "readings", "ifd-small": "readings", "nuggets": "readings", "q-tuning": "readings",
     "instruction-mining": "mining", "el2n": "dynamics", "grand": "dynamics",
@@ -79,7 +82,8 @@ class Cell:
 
     `name`: what the page calls it. `selector` and `options`: of paser/selectors/registry.py. `cluster`:
     changed settings of the clusters. `temperature`: of the divergence. `train`: the scheme whose model is
-    trained, where it is not the one that was selected for (the ceiling).
+    trained, where it is not the one that was selected for (the ceiling). `recover`: changed settings of the
+    training.
     """
 
     pool: str
@@ -92,6 +96,7 @@ class Cell:
     cluster: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     train: str | None = None
+    recover: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> str:
@@ -99,30 +104,38 @@ class Cell:
 
     @functools.cached_property
     def selection_path(self) -> Path:
-        return RESULTS / "selections" / f"{fingerprint(self._selection_key())[:20]}.json"
+        return self.selection_by(known_as(selecting_code(self.selector)))
 
-    def _selection_key(self) -> Row:
-        asked = {k: v for k, v in asdict(self).items() if k not in ("name", "train")}
+    def selection_by(self, code: str) -> Path:
+        """Where the rows lie that code of this meaning chose."""
+        return RESULTS / "selections" / f"{fingerprint(self._selection_key(code))[:20]}.json"
+
+    def _selection_key(self, code: str) -> Row:
+        asked = {k: v for k, v in asdict(self).items() if k not in OF_TRAINING}
         if not needs_models(self.selector):
             asked["scheme"] = None
         return {
             **asked,
             "model": worlds.model_key(self.scheme) if needs_models(self.selector) else None,
             "world": world().digest,
-            "code": selecting_code(self.selector),
+            "code": code,
             "libraries": libraries(),
         }
 
     def training_path(self, row_ids: Sequence[str]) -> Path:
+        return self.training_by(row_ids, known_as(training_code()))
+
+    def training_by(self, row_ids: Sequence[str], code: str) -> Path:
+        """Where the measures lie of a training on these rows by code of this meaning."""
         key = {
             "model": worlds.model_key(self.trained),
             "original": worlds.model_key(DENSE),
             "rows": list(row_ids),
             "seed": self.seed,
-            "recover": recover_settings().model_dump(mode="json"),
+            "recover": training_settings(self.recover),
             "held_out": [row["row_id"] for row in world().held_out],
             "tasks": [[task.name, task.key, TASK_ITEMS] for task in worlds.tasks()],
-            "code": training_code(),
+            "code": code,
             "libraries": libraries(),
         }
         return RESULTS / "trainings" / f"{fingerprint(key)[:20]}.json"
@@ -135,6 +148,8 @@ class Cell:
         return read_json(path) if path.exists() else None
 
 
+# What a cell has that does not decide its rows.
+OF_TRAINING = ("name", "train", "recover")
 # Those that do not look at the pruned model: their rows serve every scheme.
 BLIND = ("random", "full", "longest", "k-centre", "prototypes", "instruction-mining")
 
@@ -145,7 +160,8 @@ def needs_models(name: str) -> bool:
 
 @functools.cache
 def selecting_code(name: str) -> str:
-    modules = (*SHARED, *((BY_MODELS[name], "training") if name in BY_MODELS else OWN))
+    own = (BY_MODELS[name], "training") if name in BY_MODELS else LATER.get(name, OWN)
+    modules = (*SHARED, *own)
     return worlds.meaning((*SELECTING, *(f"paser/selectors/{module}.py" for module in modules)))
 
 
@@ -154,26 +170,41 @@ def training_code() -> str:
     return worlds.meaning(TRAINING)
 
 
+def known_as(meaning: str) -> str:
+    """The code whose cells are valid for code of this meaning: itself, or what it was found to equal."""
+    return equal_code().get(meaning, meaning)
+
+
+@functools.cache
+def equal_code() -> dict[str, str]:
+    """Code by the meanings of later code that gave the same bits (benchmarks.evidence.same)."""
+    return dict(read_json(EQUAL)) if EQUAL.exists() else {}
+
+
 @functools.cache
 def libraries() -> Row:
     return {name: version(name) for name in LIBRARIES}
 
 
-@functools.cache
-def recover_settings() -> RecoverSettings:
-    return RecoverSettings(epochs=2, max_tokens=MAX_TOKENS)
+def recover_settings(changes: Mapping[str, Any] | None = None) -> RecoverSettings:
+    return RecoverSettings.model_validate({"epochs": 2, "max_tokens": MAX_TOKENS, **(changes or {})})
+
+
+def training_settings(changes: Mapping[str, Any]) -> Row:
+    """The settings as they enter a key."""
+    return recover_settings(changes).model_dump(mode="json")
 
 
 def selection(cell: Cell) -> Row:
     """The rows a selector takes, what it cost, from its file or made now."""
     path = cell.selection_path
     if not path.exists():
-        write_cell(path, _select(cell))
+        write_cell(path, chosen_rows(cell))
     found: Row = read_json(path)
     return found
 
 
-def _select(cell: Cell) -> Row:
+def chosen_rows(cell: Cell) -> Row:
     import numpy as np
 
     drawn = world().drawn(cell.pool, cell.seed)
@@ -213,7 +244,7 @@ def _select(cell: Cell) -> Row:
     ids = [drawn[i]["row_id"] for i in chosen.positions.tolist()]
     report = chosen.report
     return {
-        "cell": {**asdict(cell), "train": None},
+        "cell": {k: v for k, v in asdict(cell).items() if k not in OF_TRAINING},
         "rows": ids,
         "tokens": int(pool.tokens[chosen.accepted].sum()),
         "labels": counts([str(drawn[i]["label"]) for i in chosen.positions.tolist()]),
@@ -258,12 +289,12 @@ def done(cell: Cell) -> Row:
     path = cell.training_path(ids)
     if not path.exists():
         say(f"{cell.pool} {cell.trained} {cell.name} {cell.budget} seed {cell.seed}: {len(ids)} rows")
-        write_cell(path, _train(cell, ids))
+        write_cell(path, trained_on(cell, ids))
     found: Row = read_json(path)
     return found
 
 
-def _train(cell: Cell, ids: Sequence[str]) -> Row:
+def trained_on(cell: Cell, ids: Sequence[str]) -> Row:
     import torch
 
     set_threads(THREADS)
@@ -271,13 +302,16 @@ def _train(cell: Cell, ids: Sequence[str]) -> Row:
     path = worlds.model_path(cell.trained)
     model, tokenizer = load_causal_lm(path, dtype=torch.bfloat16), load_tokenizer(path)
     encoder = SampleEncoder(tokenizer)
-    settings = recover_settings()
+    settings = recover_settings(cell.recover)
+    extras = Extras()
+    if settings.distill.weight:
+        extras = Extras(teacher=load_causal_lm(worlds.model_path(DENSE), dtype=torch.bfloat16))
     rows = [TrainingRow(i, encoder.encode(row_to_sample(by_id[i]), settings.max_tokens)) for i in ids]
     start, work = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="paser-evidence-") as folder:
         adapted, facts = fine_tune(
             model, rows, settings, seed=cell.seed, pad_id=int(tokenizer.pad_token_id or 0),
-            checkpoints=Path(folder), title=f"{cell.name} {cell.seed}",
+            checkpoints=Path(folder), title=f"{cell.name} {cell.seed}", extras=extras,
         )  # fmt: skip
     recovered = merged(adapted)
     seconds, processor = time.perf_counter() - start, time.process_time() - work

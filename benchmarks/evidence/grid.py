@@ -15,6 +15,14 @@ DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "recoverable": ("recoverable", {}, {}),
+    "recoverable, fine clusters": ("recoverable", {}, FINE),
+    "recoverable, size alone": ("recoverable", {"policy": "proportional"}, {}),
+    "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),
+    "recoverable, uniform budget": ("recoverable", {"policy": "uniform"}, {}),
+    "coverage, recoverability": (
+        "coverage", {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}, {},
+    ),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
     "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),

@@ -48,7 +48,7 @@ class FusedPass:
         """Arrays of length `len(samples)`, in their order.
 
         `loss` (reference) and `loss_NAME`: mean negative log-likelihood of the response tokens, nats;
-        `jsd_NAME` (0 .. ln 2), `kl_NAME` = KL(reference || NAME) and `reverse_kl_NAME` (0 ..): means over the
+        `recoverability_NAME`: mean inner product of the gradients of training and healing, -1 .. 2; `jsd_NAME` (0 .. ln 2), `kl_NAME` = KL(reference || NAME) and `reverse_kl_NAME` (0 ..): means over the
         response tokens; `prompt_tokens`, `response_tokens`; `status`: ok, cut (shortened at the end),
         nonfinite (a logit was NaN or infinite) or no_response (the prompt alone fills the limit). Values of
         the last two are NaN.
@@ -102,7 +102,7 @@ class FusedPass:
     def _value_names(self) -> list[str]:
         names = ["loss"]
         for name in self.others:
-            names += [f"loss_{name}", *(f"{divergence}_{name}" for divergence in Divergences._fields)]
+            names += [f"{value}_{name}" for value in ("loss", "recoverability", *Divergences._fields)]
         return names
 
     def _arrays(self, samples: Sequence[Encoded], values: np.ndarray | None) -> Arrays:

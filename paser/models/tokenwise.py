@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from paser.method.divergence import Distribution, compare
+from paser.method.recoverability import recoverability
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +31,17 @@ def token_values(logits: Sequence[torch.Tensor], targets: torch.Tensor, temperat
     """Values of each token, float64, shape (values, tokens).
 
     `logits`: one tensor (tokens, vocabulary) a model, the reference first; `targets`: token ids (tokens).
-    In order: the reference's loss, then for each other model its loss (both at temperature 1) and the
-    fields of `Divergences` of (reference, model) at `temperature`.
+    In order: the reference's loss, then for each other model its loss and its recoverability (all at
+    temperature 1) and the fields of `Divergences` of (reference, model) at `temperature`.
     """
     import torch
 
-    plain = Distribution.of(logits[0])
-    reference = plain if temperature == 1.0 else Distribution.of(logits[0], temperature)
-    values = [plain.loss(targets)]
+    original = Distribution.of(logits[0])
+    reference = original if temperature == 1.0 else Distribution.of(logits[0], temperature)
+    values = [original.loss(targets)]
     for other in logits[1:]:
         plain = Distribution.of(other)
-        values.append(plain.loss(targets))
+        values += [plain.loss(targets), recoverability(original, plain, targets)]
         values += compare(reference, plain if temperature == 1.0 else Distribution.of(other, temperature))
     return torch.stack([value.double() for value in values])
 

@@ -318,6 +318,7 @@ def score_rows(
             **{name: finite(arrays[f"{name}_pruned"][i]) for name in Divergences._fields},
             "loss_original": finite(arrays["loss"][i]),
             "loss_pruned": finite(arrays["loss_pruned"][i]),
+            "recoverability": finite(arrays["recoverability_pruned"][i]),
             "prompt_tokens": int(arrays["prompt_tokens"][i]),
             "response_tokens": int(arrays["response_tokens"][i]),
             "status": str(arrays["status"][i]),

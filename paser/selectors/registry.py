@@ -161,6 +161,7 @@ def selectors() -> dict[str, Entry]:
         predictive,
         ranked,
         readings,
+        recoverable,
     )
     from paser.selectors.damage import PaserSelector
     from paser.selectors.random import RandomSelector
@@ -223,6 +224,13 @@ def selectors() -> dict[str, Entry]:
                 ),
             ),
             paser | points,
+        ),
+        "recoverable": Entry(
+            recoverable.RecoverableSettings,
+            lambda options, resources, seed, meter: PaserSelector(
+                options, lambda pool, amount, unit: recoverable.recoverable_order(pool, options)
+            ),
+            paser,
         ),
         "ifd": Entry(
             NoOptions,

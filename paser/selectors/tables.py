@@ -24,7 +24,7 @@ CLUSTER_COLUMNS = ("row_id", "split", "cluster")
 SCORE_COLUMNS = (
     "row_id", JSD, "loss_original", "loss_pruned", "prompt_tokens", "response_tokens", "status",
 )  # fmt: skip
-OTHER_DIVERGENCES = ("kl", "reverse_kl")
+OTHER_DIVERGENCES = ("kl", "reverse_kl", "recoverability")
 _BATCH = 1 << 16
 
 
