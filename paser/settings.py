@@ -10,7 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -266,12 +266,27 @@ class Budget:
         return cls(share, "share")
 
 
+Divergence = Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"]
+Policy = Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"]
+Order = Literal["efficiency", "mean", "total", "per_token"]
+AUTO = "auto"
+
+
 class SelectSettings(Group):
+    """`selector` decides what of its rule in `RULES` is not given, or given as `auto`."""
+
+    RULES: ClassVar[dict[str, dict[str, Any]]] = {
+        "paser": {"divergence": "jsd", "policy": "damage", "order": "efficiency", "strictness": 1.0},
+        "recoverable": {
+            "divergence": "recoverability", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
+        },
+    }  # fmt: skip
+
+    selector: Literal["paser", "recoverable"] = "paser"
     budget: str = "10%"
-    divergence: Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"] = "jsd"
-    policy: Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"] = (
-        "damage"
-    )
+    divergence: Divergence = "jsd"
+    policy: Policy = "damage"
+    order: Order = "efficiency"
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
     floor: Annotated[int, Field(ge=0)] = 0
     concepts: Annotated[int, Field(ge=1, le=64)] = 8
@@ -280,6 +295,14 @@ class SelectSettings(Group):
     on_shortfall: Literal["relax", "leave"] = "relax"
     contamination: Literal["exclude", "report"] = "exclude"
     contamination_words: Annotated[int, Field(ge=5, le=50)] = 13
+
+    @model_validator(mode="before")
+    @classmethod
+    def the_selector_rules(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        rule = cls.RULES.get(value.get("selector", cls.model_fields["selector"].default), {})
+        return value | {key: found for key, found in rule.items() if value.get(key, AUTO) == AUTO}
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -428,7 +451,7 @@ class Settings(Group):
     embed: EmbedSettings = EmbedSettings()
     cluster: ClusterSettings = ClusterSettings()
     score: ScoreSettings = ScoreSettings()
-    select: SelectSettings = SelectSettings()
+    select: SelectSettings = SelectSettings.model_validate({})
     recover: RecoverSettings = RecoverSettings()
     control: ControlSettings = ControlSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -472,6 +495,9 @@ def load_settings(path: Path) -> Settings:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}", remedy="correct it at that line") from error
+    chosen = content.get("select") if isinstance(content, dict) else None
+    if isinstance(chosen, dict) and "divergence" in chosen and "selector" not in chosen:
+        chosen["selector"] = "paser"  # written before there was another
     return parse_settings(content or {}, str(path))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paser.errors import SettingsError
-from paser.settings import PRUNE_OPTIONS, Budget, Settings, load_settings, parse_settings
+from paser.settings import PRUNE_OPTIONS, Budget, SelectSettings, Settings, load_settings, parse_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +20,22 @@ def test_params_yaml_explains_and_equals_the_defaults() -> None:
         if ":" in line and not line.lstrip().startswith("#") and line.rstrip()[-1] != ":":
             above = text[number - 1].lstrip()
             assert above.startswith("#"), f"line {number + 1} has no comment: {line}"
+
+
+def test_a_selector_rules_what_is_not_given() -> None:
+    for name, rule in SelectSettings.RULES.items():
+        found = parse_settings({"select": {"selector": name, "policy": "auto"}}, "x").select
+        assert {key: getattr(found, key) for key in rule} == rule
+    chosen = {"selector": "recoverable", "strictness": 0.7, "policy": "uniform"}
+    found = parse_settings({"select": chosen}, "x").select
+    assert (found.strictness, found.policy, found.divergence) == (0.7, "uniform", "recoverability")
+    assert Settings().select == SelectSettings()
+
+
+def test_a_file_from_before_there_were_selectors_means_the_papers(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("select:\n  divergence: jsd\n  policy: damage\n  strictness: 1.0\n", encoding="utf-8")
+    assert load_settings(path).select == SelectSettings(selector="paser")
 
 
 @pytest.mark.parametrize("scheme", PRUNE_OPTIONS)
@@ -47,6 +63,7 @@ def test_params_yaml_names_the_options_of_each_scheme_with_their_defaults(scheme
         ({"recover": {"rank": "8"}}, r"recover\.rank is '8'"),
         ({"recover": {"rank": 0}}, r"recover\.rank is 0"),
         ({"cluster": {"k": "many"}}, r"cluster\.k is 'many'"),
+        ({"select": {"selector": "best"}}, r"select\.selector is 'best'[\s\S]*'paser'"),
         ({"select": {"budget": "0"}}, "budget '0'"),
         ({"select": {"budget": "-5%"}}, "more than 0|not a share"),
         ({"select": {"budget": "120%"}}, "not a share"),

@@ -1,8 +1,8 @@
 """One cell: rows chosen by one selector, one training on them, and what that did. Each is a small file.
 
 A selection and a training are files of their own, so that two selectors that choose the same rows are trained
-once. Their names are digests of all that determines them (code by its meaning: benchmarks.evidence.world). Code
-that changed and gives the same bits (benchmarks.evidence.same) keeps its cells.
+once. Their names are digests of all that determines them (code by its meaning: benchmarks.evidence.world).
+Code that changed and gives the same bits (benchmarks.evidence.same) keeps its cells.
 """
 
 from __future__ import annotations

@@ -7,15 +7,15 @@ it that no row before it stands for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from paser.method.manifold import unit_rows
 from paser.method.selection import places_by_id
+from paser.selectors.damage import PaserSettings
 from paser.selectors.protocol import ScoredPool, costs
 from paser.selectors.ranked import Amount, damage_as
-from paser.settings import Fraction, SelectSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BLOCK = 1024
 
 
-class CoverageSettings(SelectSettings):
+class CoverageSettings(PaserSettings):
     """As for PASER, with the budget by damage and size and no concept filter unless asked for.
 
     `weight`: which damage a row to be covered counts by, to the power `power` (0: all alike). `noise`: the
@@ -31,10 +31,10 @@ class CoverageSettings(SelectSettings):
     others. `thrift`: gains are divided by cost to this power (0: cost does not matter, 1: gain a token).
     """
 
-    policy: Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"] = (
-        "damage_size"
-    )
-    strictness: Fraction = 0.0
+    RULES: ClassVar[dict[str, dict[str, Any]]] = {
+        "paser": {**PaserSettings.RULES["paser"], "policy": "damage_size", "strictness": 0.0}
+    }
+
     weight: Amount = "mean"
     power: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

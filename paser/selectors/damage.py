@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paser.method.budget import distance_from_uniform, policy_weights
 from paser.method.concepts import key_phrases
 from paser.method.efficiency import agreement, cluster_means, efficiency
 from paser.method.selection import REASONS, Candidates, Outcome, select
 from paser.selectors.protocol import DELTA_LOSS, ScoredPool, Selection, costs
+from paser.selectors.ranked import damage_as
 from paser.settings import SelectSettings
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+class PaserSettings(SelectSettings):
+    """The paper's rule, where nothing else is given."""
+
+    selector: Literal["paser"] = "paser"
+
+
+class RecoverableSettings(SelectSettings):
+    """The rule by recoverability: each cluster gives the rows that win back the most for each token."""
+
+    selector: Literal["recoverable"] = "recoverable"
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,10 @@ class PaserSelector:
         outcome = decide(pool, measured, settings, amount, unit)
         selection = _on_pool(pool, outcome, measured.ies)
         report = {
+            "selector": settings.selector,
             "policy": settings.policy,
             "divergence": pool.divergence,
+            "order": settings.order,
             "agreement": _agreement(pool),
             "concepts": {"phrases": settings.concepts, "words": settings.phrase_words},
             "budget": amount,
@@ -78,10 +93,17 @@ def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
     increase = cluster_means(pool.divergences[DELTA_LOSS][usable], clusters, count)
     sizes = np.bincount(clusters, minlength=count)
     return Measured(
-        ies=efficiency(damage, pool.prompt_tokens[usable], pool.response_tokens[usable]),
+        ies=_order(pool, settings)[usable],
         cds=cds,
         weights=policy_weights(settings.policy, cds, sizes, increase, settings.gamma),
     )
+
+
+def _order(pool: ScoredPool, settings: SelectSettings) -> np.ndarray:
+    """What the rows of a cluster are ranked by, higher first. Shape (n,)."""
+    if settings.order == "efficiency":
+        return efficiency(pool.damage, pool.prompt_tokens, pool.response_tokens)
+    return damage_as(pool, settings.order)
 
 
 def decide(pool: ScoredPool, measured: Measured, settings: SelectSettings, amount: int, unit: str) -> Outcome:

@@ -161,11 +161,9 @@ def selectors() -> dict[str, Entry]:
         predictive,
         ranked,
         readings,
-        recoverable,
     )
-    from paser.selectors.damage import PaserSelector
+    from paser.selectors.damage import PaserSelector, PaserSettings, RecoverableSettings
     from paser.selectors.random import RandomSelector
-    from paser.settings import SelectSettings
 
     paser = frozenset({CLUSTERS, SCORES})
     scores, points, models = frozenset({SCORES}), frozenset({EMBEDDINGS}), frozenset({MODELS})
@@ -192,24 +190,24 @@ def selectors() -> dict[str, Entry]:
         "top-damage": Entry(NoOptions, _by_damage("mean"), scores),
         "total-damage": Entry(NoOptions, _by_damage("total"), scores),
         "damage-per-token": Entry(NoOptions, _by_damage("per_token"), scores),
-        "paser": Entry(SelectSettings, lambda options, resources, seed, meter: PaserSelector(options), paser),
+        "paser": Entry(PaserSettings, lambda options, resources, seed, meter: PaserSelector(options), paser),
         "paser-no-clusters": Entry(
-            SelectSettings, lambda options, resources, seed, meter: ablations.OneCluster(options), scores
+            PaserSettings, lambda options, resources, seed, meter: ablations.OneCluster(options), scores
         ),
         "paser-uniform": Entry(
-            SelectSettings,
+            PaserSettings,
             lambda options, resources, seed, meter: PaserSelector(
                 options.model_copy(update={"policy": "uniform"})
             ),
             paser,
         ),
         "paser-random-inside": Entry(
-            SelectSettings,
+            PaserSettings,
             lambda options, resources, seed, meter: PaserSelector(options, ablations.random_inside(seed)),
             paser,
         ),
         "paser-no-conflicts": Entry(
-            SelectSettings,
+            PaserSettings,
             lambda options, resources, seed, meter: PaserSelector(
                 options.model_copy(update={"strictness": 0.0})
             ),
@@ -226,11 +224,7 @@ def selectors() -> dict[str, Entry]:
             paser | points,
         ),
         "recoverable": Entry(
-            recoverable.RecoverableSettings,
-            lambda options, resources, seed, meter: PaserSelector(
-                options, lambda pool, amount, unit: recoverable.recoverable_order(pool, options)
-            ),
-            paser,
+            RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),
         "ifd": Entry(
             NoOptions,

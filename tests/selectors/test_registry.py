@@ -143,11 +143,28 @@ def test_prototypes_take_the_farther_side_from_the_nearest_centre() -> None:
 
 def test_paser_by_name_is_the_selector_of_the_pipeline() -> None:
     rows = pool(90)
-    settings = SelectSettings(policy="damage_size", strictness=0.5)
+    settings = SelectSettings(selector="paser", policy="damage_size", strictness=0.5)
     expected = PaserSelector(settings)(rows, 20, "rows")
     found = selector("paser", settings, Resources(), 1)(rows, 20, "rows")
     assert found.positions.tolist() == expected.positions.tolist()
     assert found.report["clusters"] == expected.report["clusters"]
+
+
+def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() -> None:
+    rows = pool(90)
+    won = np.random.default_rng(5).uniform(-0.1, 0.6, 90)
+    rows = replace(rows, divergences={**rows.divergences, "recoverability": won}, divergence="recoverability")
+    found = run("recoverable", rows, 21, "rows")
+    rate = won * rows.response_tokens / rows.tokens
+    sizes = [int((rows.clusters == k).sum()) for k in range(3)]
+    weights = [float(won[rows.clusters == k].mean()) * sizes[k] for k in range(3)]
+    for entry in found.report["clusters"]:
+        assert entry["share"] == pytest.approx(weights[entry["cluster"]] / sum(weights))
+        inside = rows.clusters == entry["cluster"]
+        taken, left = rate[inside & found.accepted], rate[inside & ~found.accepted]
+        assert taken.min() > left.max()
+    assert found.report["conflicts"] == 0
+    assert (found.report["selector"], found.report["order"]) == ("recoverable", "per_token")
 
 
 def test_each_ablation_takes_away_what_its_name_says() -> None:
