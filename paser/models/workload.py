@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 # What decides a score beside models, settings and libraries.
-CODE = ("paser/models", "paser/method/divergence.py", "paser/records.py")
+CODE = (
+    "paser/models", "paser/method/divergence.py", "paser/method/recoverability.py", "paser/records.py",
+)  # fmt: skip
 # Forward passes in one portion of an actor's work.
 PASSES = 8
 

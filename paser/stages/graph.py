@@ -126,7 +126,7 @@ STAGES: dict[str, Stage] = {
             inputs=(_POOL, "data/models/original", "data/models/pruned"),
             outputs=("data/scores.parquet",),
             params=("model", "score"),
-            code=(_MODELS, "paser/method/divergence.py"),
+            code=(_MODELS, "paser/method/divergence.py", "paser/method/recoverability.py"),
         ),
         Stage(
             "select",
