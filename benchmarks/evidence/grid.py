@@ -12,6 +12,8 @@ DEVELOPMENT, CONFIRMATION = "development", "confirmation"
 SMALL, LARGE = 6_000, 18_000
 WANDA = "wanda-50"
 DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
+# The policy of our own that the development favoured (docs/decisions/evidence-plan.md).
+WINNER = "recoverable"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -49,6 +51,7 @@ TWO_SEEDS = (
     "longest", "k-centre", "instruction-mining", "damage-per-token", "q-tuning", "ifd-small", "el2n",
     "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
 )  # fmt: skip
+CONFIRMED = ("random", "paser", WINNER)
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("K = 4", {"cluster": {"k": 4}}),
     ("K = 8", {"cluster": {"k": 8}}),
@@ -118,7 +121,30 @@ def primary() -> list[Cell]:
     ]
 
 
+def confirmation() -> list[Cell]:
+    """The winner beside `random` and `paser` on the untouched pool and seeds, scheme by scheme."""
+    return [
+        cell
+        for scheme in SCHEMES
+        for seed in CONFIRMATION_SEEDS
+        for name in CONFIRMED
+        for cell in plain(name, [seed], pool=CONFIRMATION, scheme=scheme)
+    ]
+
+
+def distilled() -> list[Cell]:
+    """With the original model as teacher in place of the responses: what each selection is worth then."""
+    return [
+        cell
+        for seed in DEVELOPMENT_SEEDS[:3]
+        for name in CONFIRMED
+        for cell in plain(name, [seed], recover={"distill": {"weight": 1.0}})
+    ]
+
+
 PARTS = {
+    "confirmation": confirmation,
+    "distilled": distilled,
     "baselines": baselines,
     "candidates": candidates,
     "ceiling": ceiling,
@@ -129,10 +155,11 @@ PARTS = {
 
 
 def cells(parts: Iterable[str]) -> Iterator[Cell]:
-    """The cells of these parts, each once."""
+    """The cells of these parts, each once; of `PART:NAME` those with this name."""
     seen = []
-    for part in parts:
+    for asked in parts:
+        part, _, name = asked.partition(":")
         for cell in PARTS[part]():
-            if cell not in seen:
+            if cell not in seen and name in ("", cell.name):
                 seen.append(cell)
                 yield cell

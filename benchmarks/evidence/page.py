@@ -13,7 +13,7 @@ from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import figures, grid
 from benchmarks.evidence.analysis import METRICS, Judge, holm, paired, trained
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.world import DENSE, SCHEMES, task_items, world
+from benchmarks.evidence.world import DENSE, SCHEMES, scores, task_items, world
 from paser.progress import duration, say
 
 PAGE = ROOT / "docs/evidence.md"
@@ -38,6 +38,7 @@ def parts() -> Iterable[str]:
     yield opening()
     yield READING.read_text(encoding="utf-8") if READING.exists() else ""
     yield models_table()
+    yield confirmation()
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
@@ -54,6 +55,8 @@ def parts() -> Iterable[str]:
         "pool, once.",
         [(name, grid.candidate(name, grid.DEVELOPMENT_SEEDS)) for name in grid.CANDIDATES],
     )
+    yield distilled()
+    yield why()
     yield by_capability()
     yield by_task()
     yield sensitivity()
@@ -131,6 +134,115 @@ def primary_table() -> str:
         "seeds would find four times in five. A tie where *least* is large is no evidence of equality.\n\n"
         + "\n\n".join(blocks)
     )
+
+
+def confirmation() -> str:
+    """The winner against the paper's policy and random rows, on the pool that development never saw."""
+    blocks = []
+    for metric in METRICS:
+        lines = []
+        for scheme in SCHEMES:
+            of = {
+                name: grid.plain(name, grid.CONFIRMATION_SEEDS, pool=grid.CONFIRMATION, scheme=scheme)
+                for name in grid.CONFIRMED
+            }
+            lines += [
+                _compared(SCHEMES[scheme], metric, scheme, grid.WINNER, other, of[grid.WINNER], of[other])
+                for other in ("random", "paser")
+            ]
+        if lines := [line for line in lines if line]:
+            blocks.append("\n".join([_compared_head(metric), *lines]))
+    if not blocks:
+        return ""
+    return (
+        f"## Confirmation\n\n`{grid.WINNER}`, which development favoured, on the other pool with other seeds, run once: "
+        f"{grid.LARGE:,} training tokens.\n\n" + "\n\n".join(blocks)
+    )
+
+
+def distilled() -> str:
+    """The same comparison where the original model teaches."""
+    changes = {"recover": {"distill": {"weight": 1.0}}}
+    of = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS, **changes) for name in grid.CONFIRMED}
+    plain = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
+    blocks = []
+    for metric in METRICS:
+        lines = [
+            _compared("distilled", metric, WANDA, one, other, of[one], of[other])
+            for one, other in ((grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random"))
+        ]
+        lines += [
+            _compared("distilled, not distilled", metric, WANDA, name, name, of[name], plain[name])
+            for name in grid.CONFIRMED
+        ]
+        if lines := [line for line in lines if line]:
+            blocks.append("\n".join([_compared_head(metric), *lines]))
+    if not blocks:
+        return ""
+    return (
+        "## With the original model as teacher\n\n`recover.distill.weight: 1`: training follows the original model's distributions "
+        "on the chosen rows, not their responses. Development pool, Wanda 50 %, 18,000 tokens.\n\n"
+        + "\n\n".join(blocks)
+    )
+
+
+def _compared_head(metric: str) -> str:
+    return f"| | | {metric} | minus | | difference | | seeds |\n|---|---|--:|---|--:|--:|---|--:|"
+
+
+def _compared(
+    what: str, metric: str, scheme: str, one: str, other: str, ours: list[Cell], theirs: list[Cell]
+) -> str:
+    """One line: a selector, another, and the paired difference; empty where no seed has both."""
+    a, b = paired(ours, theirs)
+    if not a:
+        return ""
+    j = judge(scheme)
+    found = j.difference(metric, a, b)
+    return (
+        f"| {what} | `{one}` | {share(j.mean(metric, a))} | `{other}` | {share(j.mean(metric, b))} | "
+        f"{signed(found)} | {verdict(found)} | {len(a)} |"
+    )
+
+
+def why() -> str:
+    """What damage and recoverability of the pool's rows say, label by label, of what random rows win back."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    base = list(trained(grid.plain("random", grid.DEVELOPMENT_SEEDS)).values())
+    if not base:
+        return ""
+    won = judge(WANDA).by_label("fidelity gap", base)
+    known = scores(grid.DEVELOPMENT, WANDA)
+    rows = world().pools[grid.DEVELOPMENT]
+    means: dict[str, dict[str, float]] = {}
+    for label in sorted(won):
+        inside = [known[row["row_id"]] for row in rows if str(row["label"]) == label]
+        if inside:
+            means[label] = {
+                "JSD": float(np.mean([row["jsd"] for row in inside])),
+                "loss increase": float(
+                    np.mean([row["loss_pruned"] - row["loss_original"] for row in inside])
+                ),
+                "recoverability": float(np.mean([row["recoverability"] for row in inside])),
+            }
+    columns = list(next(iter(means.values())))
+    lines = [
+        f"| {label} | " + " | ".join(f"{found[c]:.3f}" for c in columns) + f" | {won[label]:.2f} |"
+        for label, found in sorted(means.items(), key=lambda pair: -won[pair[0]])
+    ]
+    ranks = {
+        c: float(spearmanr([found[c] for found in means.values()], [won[label] for label in means])[0])
+        for c in columns
+    }
+    lines.append("| rank correlation | " + " | ".join(f"{ranks[c]:+.2f}" for c in columns) + " | |")
+    return "\n".join(
+        ["## Damage and what training wins back", "",
+         "Means over the development pool's rows of a label, Wanda 50 %, and the fidelity gap that random rows closed in that "
+         "label's held-out rows. Last line: Spearman's rank correlation with that column.", "",
+         "| | " + " | ".join(columns) + " | fidelity gap of `random` |", "|---" + "|--:" * (len(columns) + 1) + "|", *lines]
+    )  # fmt: skip
 
 
 def budgets_figure() -> str:

@@ -36,7 +36,7 @@ def compute(cell: cell_files.Cell) -> str:
 
 
 def main(parts: list[str]) -> None:
-    if unknown := [name for name in parts if name not in grid.PARTS]:
+    if unknown := [name for name in parts if name.partition(":")[0] not in grid.PARTS]:
         raise PaserError(
             f"the grid has no part {', '.join(unknown)}", remedy=f"parts: {', '.join(grid.PARTS)}"
         )
