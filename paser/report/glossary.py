@@ -31,7 +31,8 @@ GLOSSARY: tuple[Term, ...] = (
         "cds",
         "Capability degradation score (CDS)",
         "How badly pruning hurt one cluster: the mean JSD between the original and the pruned model over the "
-        "cluster's rows. From 0 (unharmed) to 0.693.",
+        "cluster's rows. From 0 (unharmed) to 0.693. The budget goes by it unless select.divergence names "
+        "another measure.",
     ),
     Term(
         "cluster",
@@ -75,7 +76,8 @@ GLOSSARY: tuple[Term, ...] = (
         "ies",
         "Individual efficiency score (IES)",
         "How much damage a row shows for what it costs to train on: its JSD divided by the logarithm of its "
-        "squared length in tokens. Inside a cluster, rows are taken from the highest down.",
+        "squared length in tokens. Inside a cluster, rows go from the highest down. Where select.order "
+        "names another measure, its values stand in the place of this one.",
     ),
     Term(
         "interval",

@@ -11,7 +11,7 @@ from paser.method.budget import distance_from_uniform, policy_weights
 from paser.method.concepts import key_phrases
 from paser.method.efficiency import agreement, cluster_means, efficiency
 from paser.method.selection import REASONS, Candidates, Outcome, select
-from paser.selectors.protocol import DELTA_LOSS, ScoredPool, Selection, costs
+from paser.selectors.protocol import DELTA_LOSS, JSD, ScoredPool, Selection, costs
 from paser.selectors.ranked import damage_as
 from paser.settings import SelectSettings
 
@@ -33,10 +33,10 @@ class RecoverableSettings(SelectSettings):
 
 @dataclass(frozen=True)
 class Measured:
-    """`ies`: efficiency of the usable rows. `cds`, `weights`: damage and share of the K clusters."""
+    """`ies`: what the usable rows are ranked by. `damage`, `weights`: damage and share of the K clusters."""
 
     ies: np.ndarray
-    cds: np.ndarray
+    damage: np.ndarray
     weights: np.ndarray
 
 
@@ -89,13 +89,13 @@ def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
     usable = pool.usable
     damage, clusters = pool.damage[usable], pool.clusters[usable]
     count = int(pool.clusters.max()) + 1 if len(pool) else 0
-    cds = cluster_means(damage, clusters, count)
+    means = cluster_means(damage, clusters, count)
     increase = cluster_means(pool.divergences[DELTA_LOSS][usable], clusters, count)
     sizes = np.bincount(clusters, minlength=count)
     return Measured(
         ies=_order(pool, settings)[usable],
-        cds=cds,
-        weights=policy_weights(settings.policy, cds, sizes, increase, settings.gamma),
+        damage=means,
+        weights=policy_weights(settings.policy, means, sizes, increase, settings.gamma),
     )
 
 
@@ -124,7 +124,7 @@ def decide(pool: ScoredPool, measured: Measured, settings: SelectSettings, amoun
         ),
         amount,
         measured.weights,
-        measured.cds,
+        measured.damage,
         strictness=settings.strictness,
         on_shortfall=settings.on_shortfall,
         floor=settings.floor,
@@ -152,21 +152,25 @@ def _on_pool(pool: ScoredPool, outcome: Outcome, ies: np.ndarray) -> Selection:
 def _clusters(
     pool: ScoredPool, selection: Selection, outcome: Outcome, measured: Measured
 ) -> list[dict[str, Any]]:
-    """One entry a cluster; `visited`: 1 for the cluster that was visited first."""
+    """One entry a cluster. `cds`: mean JSD; `damage`: mean of the divergence that was selected by;
+    `visited`: 1 for the cluster that was visited first.
+    """
     rows = Counter(pool.clusters.tolist())
+    cds = cluster_means(pool.divergences[JSD][pool.usable], pool.clusters[pool.usable], len(measured.damage))
     accepted = Counter(pool.clusters[selection.accepted].tolist())
     return [
         {
             "cluster": k,
             "rows": rows[k],
-            "cds": float(measured.cds[k]),
+            "cds": float(cds[k]),
+            "damage": float(measured.damage[k]),
             "share": float(measured.weights[k]),
             "allocated": outcome.allocated[k],
             "spent": outcome.spent[k],
             "accepted": accepted[k],
             "visited": outcome.visiting.index(k) + 1,
         }
-        for k in range(len(measured.cds))
+        for k in range(len(measured.damage))
     ]
 
 
