@@ -1,5 +1,5 @@
-"""`python -m benchmarks.evidence [PART[:NAME] ...]`: computes what is missing of the grid, or of the cells of a
-name in a part, and writes docs/evidence.md.
+"""`python -m benchmarks.evidence [PART[:NAME] ...]`: computes what is missing of the grid, or of the cells
+of a name in a part, and writes docs/evidence.md.
 `python -m benchmarks.evidence same`: whether cells of earlier code count for the present one.
 
 It can be stopped at any time and goes on where it stopped. `PASER_BENCH_WORKERS` cells at a time (default:

@@ -233,7 +233,7 @@ def chosen_rows(cell: Cell) -> Row:
     models = Models(
         pruned=opener(worlds.model_path(cell.scheme), torch.bfloat16),
         samples=lambda places: [samples[i] for i in places],
-        small=opener(worlds.model_path("llm-pruner-25"), torch.bfloat16),
+        small=opener(worlds.model_path(worlds.SMALL), torch.bfloat16),
         targets=[row_to_sample(row) for row in world().targets],
         recover=recover_settings(),
         max_tokens=MAX_TOKENS,

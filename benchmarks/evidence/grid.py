@@ -15,6 +15,7 @@ DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
 # The policy of our own that the development favoured (docs/decisions/evidence-plan.md).
 WINNER = "recoverable"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
+TAUGHT: dict[str, Any] = {"distill": {"weight": 1.0}}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "recoverable": ("recoverable", {}, {}),
@@ -138,7 +139,7 @@ def distilled() -> list[Cell]:
         cell
         for seed in DEVELOPMENT_SEEDS[:3]
         for name in CONFIRMED
-        for cell in plain(name, [seed], recover={"distill": {"weight": 1.0}})
+        for cell in plain(name, [seed], recover=TAUGHT)
     ]
 
 

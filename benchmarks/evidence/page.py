@@ -162,8 +162,7 @@ def confirmation() -> str:
 
 def distilled() -> str:
     """The same comparison where the original model teaches."""
-    changes = {"recover": {"distill": {"weight": 1.0}}}
-    of = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS, **changes) for name in grid.CONFIRMED}
+    of = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS, recover=grid.TAUGHT) for name in grid.CONFIRMED}
     plain = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
     blocks = []
     for metric in METRICS:

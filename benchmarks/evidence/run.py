@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,17 +17,21 @@ from paser.progress import duration, say, warn
 WORKERS = int(os.environ.get("PASER_BENCH_WORKERS", "0")) or os.cpu_count() or 1
 
 
-def prepare(missing: list[cell_files.Cell]) -> None:
+def shared(cell: cell_files.Cell) -> tuple[str, str, float]:
+    return cell.pool, cell.scheme, cell.temperature
+
+
+def prepare(pool: str, scheme: str, temperature: float) -> None:
     """What cells share, before they run beside each other: models, embeddings, scores."""
-    for pool in sorted({cell.pool for cell in missing}):
-        worlds.embeddings(pool)
-    for scheme in sorted({cell.scheme for cell in missing}):
-        worlds.model_path(scheme)
-    if missing:
-        worlds.model_path("llm-pruner-25")
-    for pool, scheme, temperature in sorted({(c.pool, c.scheme, c.temperature) for c in missing}):
-        say(f"scores of the {pool} pool, {scheme}, temperature {temperature:g}")
-        worlds.scores(pool, scheme, temperature)
+    worlds.embeddings(pool)
+    for needed in (scheme, worlds.SMALL):
+        worlds.model_path(needed)
+    say(f"scores of the {pool} pool, {scheme}, temperature {temperature:g}")
+    worlds.scores(pool, scheme, temperature)
+
+
+def one_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def compute(cell: cell_files.Cell) -> str:
@@ -43,24 +48,27 @@ def main(parts: list[str]) -> None:
     wanted = list(grid.cells(parts or grid.PARTS))
     missing = [cell for cell in wanted if cell.training_if_done() is None]
     say(f"evidence: {len(wanted)} cells, {len(wanted) - len(missing)} done before")
-    prepare(missing)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    failed = []
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), max_tasks_per_child=8) as workers:
-        schemes = dict.fromkeys([worlds.DENSE, *(cell.trained for cell in wanted)])
-        first = [workers.submit(cell_files.untrained, scheme) for scheme in schemes]
-        running = {workers.submit(compute, cell): cell for cell in missing}
-        for future in first:
-            future.result()
-        for number, future in enumerate(as_completed(running), start=1):
-            cell = running[future]
-            try:
-                took = future.result()
-            except PaserError as error:
-                warn(f"{cell.name}, seed {cell.seed}: {error}")
-                failed.append(cell)
-            else:
-                say(f"  {number}/{len(missing)}: {cell.name}, seed {cell.seed}: {took}")
+    for scheme in dict.fromkeys([*worlds.SCHEMES, *(cell.trained for cell in missing)]):
+        worlds.model_path(scheme)
+    failed: list[cell_files.Cell] = []
+    done = 0
+    with ProcessPoolExecutor(
+        WORKERS, mp_context=get_context("spawn"), initializer=one_thread, max_tasks_per_child=8
+    ) as workers:
+        schemes = dict.fromkeys([worlds.DENSE, *worlds.SCHEMES, *(cell.trained for cell in wanted)])
+        list(workers.map(cell_files.untrained, schemes))
+        for needs, group in itertools.groupby(missing, key=shared):
+            prepare(*needs)
+            running = {workers.submit(compute, cell): cell for cell in group}
+            for future in as_completed(running):
+                cell, done = running[future], done + 1
+                try:
+                    took = future.result()
+                except PaserError as error:
+                    warn(f"{cell.name}, seed {cell.seed}: {error}")
+                    failed.append(cell)
+                else:
+                    say(f"  {done}/{len(missing)}: {cell.name}, seed {cell.seed}: {took}")
     from benchmarks.evidence import page
 
     page.write()

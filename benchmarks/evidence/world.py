@@ -49,6 +49,8 @@ TASK_ITEMS = 100
 # Schemes by the name that cells have, with the case of benchmarks/pruning.py; DENSE is the model unpruned.
 SCHEMES = {"wanda-50": "Wanda 50 %", "wanda-2:4": "Wanda 2:4", "llm-pruner-25": "LLM-Pruner 25 %"}
 DENSE = "dense"
+# The cheap stand-in of the small-model selectors.
+SMALL = "llm-pruner-25"
 MAX_TOKENS = 256
 Row = dict[str, Any]
 
