@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from paser.artifacts import read_json, remove, sha256_path, staged, write_jsonl, write_table
+from paser.artifacts import read_json, remove, staged, write_jsonl, write_table
 from paser.cache import Cache
 from paser.damage_profile import (
     DEFAULT_ROWS,
@@ -232,7 +232,7 @@ def recover(
     a `Selection`. `out` must not exist or be empty; an interrupted training goes on where it stopped.
     """
     from paser.lineage.record import code_digest
-    from paser.recovery.job import recover_model
+    from paser.recovery.job import Alone, recover_model
     from paser.stages.graph import stage
 
     chosen, cache, target = _settings(settings), Cache.of(Path.cwd()), _new_folder(out)
@@ -263,7 +263,7 @@ def recover(
             remove(target)
         with staged(target) as partial:
             recover_model(
-                _Alone(chosen, cache, places, partial),
+                Alone(chosen, cache, places, partial),
                 role="recovered",
                 selection=SELECTED,
                 output=RECOVERED,
@@ -276,28 +276,6 @@ def verify(model: str | Path) -> list[Check]:
     """Checks a recovered model's folder against its `provenance.json`: every file, and the Merkle root over
     its rows. The model's audit entry, where it has one, is checked by `paser audit verify`."""
     return verify_folder(Path(model))
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """What `recover_model` asks of a stage's context, outside a project."""
-
-    settings: Settings
-    cache: Cache
-    places: Mapping[str, Path]
-    target: Path
-
-    def input(self, relative: str) -> Path:
-        return self.places[relative]
-
-    def digest(self, relative: str) -> str:
-        return sha256_path(self.places[relative])
-
-    def out(self, relative: str) -> Path:
-        return self.target
-
-    def note(self, **facts: Any) -> None:
-        """Nothing is recorded beside the model: its provenance has the facts."""
 
 
 def _settings(given: Choices) -> Settings:

@@ -464,6 +464,37 @@ def result(project: Project = HERE, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Selectors; the first is what others are compared with.")
+    ] = None,
+    project: Project = HERE,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the pool and trainings of each.")] = 3,
+    budget: Annotated[
+        str | None, typer.Option(help="Training tokens of each; default: select.budget, in tokens.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the cells; what it holds is not done again.")] = Path(
+        "comparison"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Compare selectors on the project's own models and pool, at equal training tokens.
+
+    Needs the stages up to `score`. Selects, trains and measures once a selector and seed. Default: random,
+    paser and recoverable; docs/selectors.md has all names.
+
+    Example: paser compare random recoverable less --seeds 5 --budget "18000 tokens"
+    """
+    from paser import compare as comparing
+
+    found = comparing.compare(project, names or comparing.DEFAULT, seeds, budget, out)
+    if as_json:
+        print_json(found)
+    else:
+        console().print(comparing.table(found))
+
+
+@app.command()
 def explore(
     project: Project = HERE,
     host: Annotated[str, typer.Option(help="A loopback address; others are refused.")] = "127.0.0.1",

@@ -11,9 +11,10 @@ from typing import Any
 from benchmarks.data import ROOT
 from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import figures, grid
-from benchmarks.evidence.analysis import METRICS, Judge, holm, paired, trained
+from benchmarks.evidence.analysis import METRICS, judge_of, paired, trained
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, SCHEMES, scores, task_items, world
+from paser.evaluation.paired import Judge, holm
 from paser.progress import duration, say
 
 PAGE = ROOT / "docs/evidence.md"
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 
 @functools.cache
 def judge(scheme: str) -> Judge:
-    return Judge.of(scheme)
+    return judge_of(scheme)
 
 
 def write() -> None:

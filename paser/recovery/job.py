@@ -6,10 +6,12 @@ is written last, and only then are the checkpoints removed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paser.artifacts import fingerprint, read_jsonl
+from paser.artifacts import fingerprint, read_jsonl, sha256_path
 from paser.cache import Cache
 from paser.errors import StageError
 from paser.progress import say
@@ -36,6 +38,28 @@ class Run(Protocol):
     def digest(self, relative: str) -> str: ...
     def out(self, relative: str) -> Path: ...
     def note(self, **facts: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A `Run` outside a stage: `places` has its inputs, `target` is where the model goes."""
+
+    settings: Settings
+    cache: Cache
+    places: Mapping[str, Path]
+    target: Path
+
+    def input(self, relative: str) -> Path:
+        return self.places[relative]
+
+    def digest(self, relative: str) -> str:
+        return sha256_path(self.places[relative])
+
+    def out(self, relative: str) -> Path:
+        return self.target
+
+    def note(self, **facts: Any) -> None:
+        """Nothing is recorded beside the model: its provenance has the facts."""
 
 
 def recover_model(run: Run, *, role: str, selection: str, output: str, code: str) -> None:

@@ -132,13 +132,19 @@ def _tasks(folder: Path) -> list[Probe]:
     return found
 
 
-def derive(inputs: Inputs, settings: Settings) -> Derived:
-    """Decides on every row, by `seed`, `select` and `pool.near_duplicate` of the settings."""
+def overlapping(inputs: Inputs, settings: Settings) -> dict[int, Overlap]:
+    """What of the evaluation rows of the pool show, by position."""
     chosen = settings.select
     near = contaminated(prompts(inputs.pool), inputs.evaluation, settings.pool.near_duplicate, settings.seed)
     probes = [*inputs.evaluation, *inputs.held_out]
     shared = overlaps(exchanges(inputs.pool), probes, chosen.contamination_words)
-    found = dict(sorted((shared | near).items()))
+    return dict(sorted((shared | near).items()))
+
+
+def derive(inputs: Inputs, settings: Settings) -> Derived:
+    """Decides on every row, by `seed`, `select` and `pool.near_duplicate` of the settings."""
+    chosen = settings.select
+    found = overlapping(inputs, settings)
     refused = {i: str(overlap) for i, overlap in found.items()} if chosen.contamination == "exclude" else {}
     pool = scored_pool(inputs.pool, inputs.clusters, inputs.scores, refused, chosen.divergence)
     selection, control, report = choose(pool, chosen, settings.seed, inputs.names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,6 +75,19 @@ class ScoredPool:
         import numpy as np
 
         return np.flatnonzero(self.refusals == "")
+
+    def part(self, positions: np.ndarray) -> ScoredPool:
+        """The pool that has only the rows at these positions, in this order."""
+        refused = {int(p): i for i, p in enumerate(positions) if int(p) in self.contaminated}
+        arrays = ("clusters", "status", "prompt_tokens", "response_tokens")
+        return replace(
+            self,
+            row_ids=[self.row_ids[p] for p in positions],
+            texts=lambda asked: self.texts(positions[asked]),
+            divergences={name: values[positions] for name, values in self.divergences.items()},
+            contaminated={i: self.contaminated[p] for p, i in refused.items()},
+            **{name: getattr(self, name)[positions] for name in arrays},
+        )
 
     def refusal_detail(self, position: int) -> str:
         if self.refusals[position] == "contaminated":

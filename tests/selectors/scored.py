@@ -11,8 +11,6 @@ import numpy as np
 
 from paser.selectors.protocol import ScoredPool
 
-ARRAYS = ("clusters", "status", "prompt_tokens", "response_tokens")
-
 
 def pool(count: int = 90, seed: int = 0) -> ScoredPool:
     """Three clusters of rising damage; no two rows share a concept."""
@@ -38,14 +36,7 @@ def texts(lines: Sequence[str]) -> Any:
 
 def part(scored: ScoredPool, positions: Sequence[int]) -> ScoredPool:
     """These rows, in this order."""
-    rows = np.asarray(positions, dtype=np.int64)
-    return replace(
-        scored,
-        row_ids=[scored.row_ids[i] for i in rows],
-        texts=lambda asked: scored.texts(rows[asked]),
-        divergences={name: values[rows] for name, values in scored.divergences.items()},
-        **{name: getattr(scored, name)[rows] for name in ARRAYS},
-    )
+    return scored.part(np.asarray(positions, dtype=np.int64))
 
 
 def changed(scored: ScoredPool, status: Mapping[int, str]) -> ScoredPool:

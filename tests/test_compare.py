@@ -1,0 +1,129 @@
+"""`paser compare`: selectors on a finished project, at equal tokens, cell by cell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from paser import compare as comparing
+from paser.artifacts import read_json, read_rows
+from paser.cli import app
+from paser.compare import Study, compare, tokens_of, verdict
+from paser.errors import PaserError, SettingsError
+from paser.settings import Budget
+from tests.selectors.scored import pool
+
+NAMES = ("random", "paser", "el2n")
+
+
+@pytest.fixture(scope="module")
+def compared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("comparison")
+    return out, compare(finished, NAMES, 2, "1500 tokens", out)
+
+
+def test_every_selector_spends_the_same_tokens_on_usable_rows(
+    finished: Path, compared: tuple[Path, dict[str, Any]]
+) -> None:
+    out, found = compared
+    cells = [read_json(path) for path in (out / "cells").glob("*.json") if "before" not in path.name]
+    assert {(cell["selector"], cell["seed"]) for cell in cells} == {(n, s) for n in NAMES for s in (1, 2)}
+    known = {row["row_id"]: row for row in read_rows(finished / "data/pool.parquet", "pool")}
+    for cell in cells:
+        assert 1400 < cell["tokens"] <= 1500
+        assert set(cell["rows"]) <= set(known)
+        assert len(cell["loss"]) == len(read_rows(finished / "data/holdout.parquet", "pool"))
+    by_seed = [{tuple(sorted(c["rows"])) for c in cells if c["selector"] == name} for name in NAMES]
+    assert [len(chosen) for chosen in by_seed] == [2, 2, 2], "each seed draws rows of its own"
+    assert found["selectors"]["el2n"]["cost"]["backward_tokens"] > 0
+    assert found["selectors"]["random"]["cost"]["forward_tokens"] == 0
+
+
+def test_differences_are_those_of_the_means_and_the_first_has_none(
+    compared: tuple[Path, dict[str, Any]],
+) -> None:
+    _, found = compared
+    first, *others = (found["selectors"][name] for name in NAMES)
+    assert "fidelity gap, minus random" not in first
+    for other in others:
+        difference = other["fidelity gap, minus random"]
+        expected = other["fidelity gap"]["value"] - first["fidelity gap"]["value"]
+        assert difference["value"] == pytest.approx(expected)
+        assert difference["seeds"] == 2
+        assert difference["holm"] >= difference["p"]
+
+
+def test_what_was_done_is_not_done_again_and_more_is_added(
+    finished: Path, compared: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, found = compared
+    made: list[tuple[str, int]] = []
+
+    def noted(study: Study, name: str, seed: int) -> Any:
+        made.append((name, seed))
+        raise PaserError("stop here", remedy="none")
+
+    monkeypatch.setattr(comparing, "_made", noted)
+    assert compare(finished, NAMES, 2, "1500 tokens", out) == found
+    assert made == []
+    with pytest.raises(PaserError, match="stop here"):
+        compare(finished, ("random", "longest"), 2, "1500 tokens", out)
+    assert made == [("longest", 1)]
+    with pytest.raises(PaserError, match="stop here"):
+        compare(finished, NAMES, 2, "1600 tokens", out)
+    assert made[1:] == [("random", 1)]
+
+
+def test_the_command_shows_a_table_and_json(finished: Path, compared: tuple[Path, dict[str, Any]]) -> None:
+    out, found = compared
+    asked = [*NAMES, "--project", str(finished), "--seeds", "2", "--budget", "1500 tokens", "--out", str(out)]
+    shown = CliRunner().invoke(app, ["compare", *asked], catch_exceptions=False)
+    assert shown.exit_code == 0
+    assert "minus random" in shown.stdout
+    assert "2 seeds, 1,500 training tokens each" in shown.stdout
+    as_json = CliRunner().invoke(app, ["compare", *asked, "--json"], catch_exceptions=False)
+    assert json.loads(as_json.stdout) == json.loads(json.dumps(found))
+
+
+def test_mistakes_are_named(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="two selectors"):
+        compare(finished, ("random",), 1, None, tmp_path)
+    with pytest.raises(SettingsError, match=r"unknown selector 'best'(?s:.*)random, full"):
+        compare(finished, ("random", "best"), 1, None, tmp_path)
+    (tmp_path / "params.yaml").write_text("seed: 1\n", encoding="utf-8")
+    with pytest.raises(PaserError, match=r"pool\.parquet does not exist(?s:.*)dvc repro"):
+        compare(tmp_path, ("random", "paser"), 1, None, tmp_path)
+    with pytest.raises(SettingsError, match=r"less needs models\.targets"):
+        compare(finished, ("less", "random"), 1, "1500 tokens", tmp_path / "out")
+
+
+def test_a_budget_of_rows_or_a_share_becomes_tokens_of_the_draw() -> None:
+    rows = pool(100)
+    there = int(rows.tokens.sum())
+    assert tokens_of(Budget.parse("700 tokens"), rows) == 700
+    assert tokens_of(Budget.parse("10%"), rows) == int(0.1 * 0.8 * there)
+    assert tokens_of(Budget.parse("20"), rows) == int(0.2 * 0.8 * there)
+
+
+def test_a_part_of_a_pool_keeps_what_belongs_to_its_rows() -> None:
+    from dataclasses import replace
+
+    rows = replace(pool(9), contaminated={2: "two", 7: "seven"})
+    part = rows.part(np.array([7, 3, 8]))
+    assert part.row_ids == [rows.row_ids[i] for i in (7, 3, 8)]
+    assert part.contaminated == {0: "seven"}
+    assert part.texts(np.array([0, 2])) == rows.texts(np.array([7, 8]))
+    assert part.damage.tolist() == rows.damage[[7, 3, 8]].tolist()
+    assert part.usable.tolist() == [1, 2]
+
+
+def test_a_difference_counts_where_interval_and_corrected_p_agree() -> None:
+    assert verdict({"value": 0.1, "low": 0.02, "high": 0.2, "holm": 0.01}) == "ahead"
+    assert verdict({"value": -0.1, "low": -0.2, "high": -0.02, "holm": 0.01}) == "behind"
+    assert verdict({"value": 0.1, "low": 0.02, "high": 0.2, "holm": 0.06}) == "tie"
+    assert verdict({"value": 0.1, "low": -0.02, "high": 0.2, "holm": 0.01}) == "tie"
