@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -316,6 +317,14 @@ class SelectSettings(Group):
     @property
     def parsed_budget(self) -> Budget:
         return Budget.parse(self.budget)
+
+
+def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted keys, as `params.yaml` and `dvc.lock` have them, with what the selector says for
+    `auto`."""
+    rule = SelectSettings.RULES.get(str(params.get("select.selector")), {})
+    said = {f"select.{key}": value for key, value in rule.items()}
+    return {key: said.get(key, value) if value == AUTO else value for key, value in params.items()}
 
 
 class DistillSettings(Group):

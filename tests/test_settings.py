@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from paser.errors import SettingsError
-from paser.settings import PRUNE_OPTIONS, Budget, SelectSettings, Settings, load_settings, parse_settings
+from paser.settings import (
+    PRUNE_OPTIONS,
+    Budget,
+    SelectSettings,
+    Settings,
+    load_settings,
+    parse_settings,
+    resolved,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +38,17 @@ def test_a_selector_rules_what_is_not_given() -> None:
     found = parse_settings({"select": chosen}, "x").select
     assert (found.strictness, found.policy, found.divergence) == (0.7, "uniform", "recoverability")
     assert Settings().select == SelectSettings()
+
+
+def test_auto_is_resolved_by_the_selector_of_the_same_file() -> None:
+    stated = {
+        "select.selector": "recoverable",
+        "select.policy": "auto",
+        "select.order": "mean",
+        "cluster.k": "auto",
+    }
+    assert resolved(stated) == stated | {"select.policy": "damage_size"}
+    assert resolved({"select.policy": "damage"}) == {"select.policy": "damage"}
 
 
 def test_a_file_from_before_there_were_selectors_means_the_papers(tmp_path: Path) -> None:

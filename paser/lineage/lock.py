@@ -17,7 +17,7 @@ import yaml
 from paser.errors import PaserError
 from paser.lineage.chain import Record, artefacts, flat
 from paser.lineage.hashing import Digests, Hasher, dvc_folder_digest
-from paser.settings import read_yaml
+from paser.settings import read_yaml, resolved
 
 LOCK = "dvc.lock"
 DATA = "data/"
@@ -154,7 +154,7 @@ def _sha256(path: Path, hasher: Hasher) -> str:
 def _settings(stage: LockedStage, record: Record) -> list[str]:
     recorded = flat(record["params"])
     found = []
-    for key, value in stage.params.items():
+    for key, value in resolved(stage.params).items():
         under = {k: v for k, v in recorded.items() if k == key or k.startswith(f"{key}.")}
         known = recorded.get(key, _unflat(under, key) if under else None)
         if key not in recorded and not under:
