@@ -191,8 +191,11 @@ def recover_settings(changes: Mapping[str, Any] | None = None) -> RecoverSetting
 
 
 def training_settings(changes: Mapping[str, Any]) -> Row:
-    """The settings as they enter a key."""
-    return recover_settings(changes).model_dump(mode="json")
+    """The settings as they enter a key; those that came after the first cells, only where they are on."""
+    found = recover_settings(changes).model_dump(mode="json")
+    if not found["token_pruning"]["share"]:
+        del found["token_pruning"]
+    return found
 
 
 def selection(cell: Cell) -> Row:
