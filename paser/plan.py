@@ -204,10 +204,11 @@ def estimate(settings: Settings, size: Size, pool: Pool, tflops: float) -> Estim
         + a_pass * RESPONSE_SHARE * logits
     )
     model_disk = small + 4 * size.adapter
+    looked_at = tokens if recover.token_pruning.share else 0
     trains = cost(
         "recover",
-        trained,
-        a_token * trained,
+        trained + looked_at,
+        a_token * trained + 2 * pruned * looked_at,
         training,
         model_disk,
         small + model_disk,

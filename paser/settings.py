@@ -332,6 +332,11 @@ class DistillSettings(Group):
     temperature: Positive = 1.0
 
 
+class TokenPruningSettings(Group):
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    neighbours: Fraction = 0.5
+
+
 class EarlyStoppingSettings(Group):
     share: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     patience: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -357,6 +362,7 @@ class RecoverSettings(Group):
     max_tokens: Tokens = 256
     distill: DistillSettings = DistillSettings()
     weighting: Literal["none", "damage"] = "none"
+    token_pruning: TokenPruningSettings = TokenPruningSettings()
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     checkpoint_steps: Annotated[int, Field(ge=1)] = 10
     report_to: Literal["none", "tensorboard", "wandb"] = "none"

@@ -30,6 +30,13 @@ def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
     assert all(a != b for i, a in enumerate(everything) for b in everything[:i])
 
 
+def test_a_setting_that_came_later_enters_a_key_only_where_it_is_on() -> None:
+    off, on = ({"token_pruning": {"share": share, "neighbours": 0.3}} for share in (0.0, 0.5))
+    assert "token_pruning" not in cells.training_settings({})
+    assert cells.training_settings(off) == cells.training_settings({})
+    assert cells.training_settings(on)["token_pruning"] == on["token_pruning"]
+
+
 def test_injected_rows_are_wrong_answers_and_polite_copies() -> None:
     samples = [
         Sample("s", str(i), "MIT", f"Question {i} of {label}?", "", f"Answer {i} of {label}.", label)

@@ -112,6 +112,8 @@ def test_what_costs_more_is_planned_to_cost_more() -> None:
     plain = recover()
     assert recover(distill={"weight": 0.5}).seconds > plain.seconds
     assert recover(distill={"weight": 0.5}).memory > plain.memory
+    assert recover(token_pruning={"share": 0.5}).tokens == 3 / 2 * plain.tokens
+    assert plain.seconds < recover(token_pruning={"share": 0.5}).seconds < 1.5 * plain.seconds
     assert recover(zeros="merged").memory < plain.memory
     assert recover(epochs=4).seconds == pytest.approx(2 * plain.seconds)
     off = Settings.model_validate({"control": {"enabled": False}})

@@ -35,6 +35,7 @@ from paser.records import draw_key, row_to_sample
 from paser.recovery.batches import TrainingRow
 from paser.recovery.lora import Extras, fine_tune
 from paser.recovery.masked import merged
+from paser.recovery.token_pruning import token_pruned
 from paser.selectors.registry import selector
 from paser.selectors.resources import Models, Resources, opener
 from paser.selectors.tables import scored_pool
@@ -191,8 +192,13 @@ def recover_settings(changes: Mapping[str, Any] | None = None) -> RecoverSetting
 
 
 def training_settings(changes: Mapping[str, Any]) -> Row:
-    """The settings as they enter a key."""
-    return recover_settings(changes).model_dump(mode="json")
+    """The settings as they enter a key; those that came after the first cells, only where they are on."""
+    found = recover_settings(changes).model_dump(mode="json")
+    if found["token_pruning"]["share"]:
+        found["code"] = worlds.meaning(("paser/recovery/token_pruning.py",))
+    else:
+        del found["token_pruning"]
+    return found
 
 
 def selection(cell: Cell) -> Row:
@@ -307,10 +313,13 @@ def trained_on(cell: Cell, ids: Sequence[str]) -> Row:
     if settings.distill.weight:
         extras = Extras(teacher=load_causal_lm(worlds.model_path(DENSE), dtype=torch.bfloat16))
     rows = [TrainingRow(i, encoder.encode(row_to_sample(by_id[i]), settings.max_tokens)) for i in ids]
+    pad_id = int(tokenizer.pad_token_id or 0)
     start, work = time.perf_counter(), time.process_time()
+    if settings.token_pruning.share:
+        rows = token_pruned(model, rows, settings, pad_id=pad_id)
     with tempfile.TemporaryDirectory(prefix="paser-evidence-") as folder:
         adapted, facts = fine_tune(
-            model, rows, settings, seed=cell.seed, pad_id=int(tokenizer.pad_token_id or 0),
+            model, rows, settings, seed=cell.seed, pad_id=pad_id,
             checkpoints=Path(folder), title=f"{cell.name} {cell.seed}", extras=extras,
         )  # fmt: skip
     recovered = merged(adapted)

@@ -22,11 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One row to train on, by its id; `weight` multiplies its share of the loss."""
+    """One row to train on, by its id; `weight` multiplies its share of the loss.
+
+    `kept`: which response tokens count in the loss, one value each; None where all do.
+    """
 
     row_id: str
     encoded: Encoded
     weight: float = 1.0
+    kept: tuple[bool, ...] | None = None
+
+    @property
+    def counted(self) -> int:
+        """Response tokens that count in the loss."""
+        return len(self.encoded.response_ids) if self.kept is None else sum(self.kept)
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,8 @@ class Plan:
 class Portion:
     """What one process does in one optimiser step.
 
-    `passes`: positions of rows, by forward pass; `tokens`: response tokens of the whole step, in all
-    processes, by which the loss is divided.
+    `passes`: positions of rows, by forward pass; `tokens`: response tokens that count in the
+    whole step, in all processes, by which the loss is divided.
     """
 
     passes: tuple[tuple[int, ...], ...]
@@ -88,7 +97,7 @@ def portions(
     found = []
     for begin in range(0, len(rows), settings.batch_size):
         step = list(range(begin, min(begin + settings.batch_size, len(rows))))
-        tokens = sum(len(rows[i].encoded.response_ids) for i in step)
+        tokens = sum(rows[i].counted for i in step)
         for share in _dealt(step, lengths, processes):
             passes = _passes(share, lengths, settings, packed=packed) or [[len(rows)]]
             found.append(Portion(tuple(tuple(part) for part in passes), tokens))

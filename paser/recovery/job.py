@@ -69,6 +69,8 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     model is saved merged, in the dtype of the pruned one, with the adapter in `adapter/` inside. Raises
     `StageError` for an empty selection, an altered row, or a shape or zero that was lost.
     """
+    import torch
+
     from paser.lineage.provenance import write_provenance
     from paser.lineage.record import package_versions
     from paser.models.loading import load_causal_lm, load_tokenizer, model_directory, save_causal_lm
@@ -81,6 +83,7 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     from paser.recovery.processes import Together, threads_of_each
     from paser.recovery.reporting import check_reporter
     from paser.recovery.stopping import held_out_slice
+    from paser.recovery.token_pruning import token_pruned
 
     settings, processes = run.settings.recover, run.settings.runtime.processes
     check_reporter(settings.report_to)
@@ -117,12 +120,27 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
         inputs[ORIGINAL] = run.digest(ORIGINAL)
         teacher = model_directory(run.input(ORIGINAL))
         _same_vocabulary(teacher, pruned)
+    pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end_of_turn)
+    dropped: dict[str, int] = {}
+    if settings.token_pruning.share:
+        reader = load_causal_lm(pruned, dtype=dtype, device=device)
+        training = token_pruned(reader, training, settings, pad_id=pad_id)
+        dropped = {
+            "rows": sum(row.kept is not None for row in training),
+            "tokens": sum(len(row.encoded.response_ids) - row.counted for row in training),
+        }
+        del reader
+        torch.cuda.empty_cache()  # other processes may train on this GPU
     number_type = str(dtype).removeprefix("torch.")
     key = fingerprint(
         {
             "role": role,
             "model": inputs[PRUNED],
-            "rows": [[row.encoded.prompt_ids, row.encoded.response_ids, row.weight] for row in training],
+            "rows": [
+                [row.encoded.prompt_ids, row.encoded.response_ids, row.weight]
+                + ([] if row.kept is None else [row.kept])
+                for row in training
+            ],
             "held_out": [[row.encoded.prompt_ids, row.encoded.response_ids] for row in held_out],
             "teacher": inputs.get(ORIGINAL),
             "settings": settings.model_dump(mode="json", exclude={"checkpoint_steps", "report_to"}),
@@ -136,7 +154,6 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
         }
     )
     checkpoints = run.cache.entry("recover", key)
-    pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end_of_turn)
     logs: Path | None = run.cache.root.parent / "logs" / f"{role}-{key[:12]}"
     if processes > 1:
         together = Together(
@@ -193,6 +210,8 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
     }
     if processes > 1:
         noted["processes"] = processes
+    if dropped:
+        noted["token_pruning"] = dropped
     write_provenance(
         target,
         role=role,
@@ -212,6 +231,11 @@ def recover_model(run: Run, *, role: str, selection: str, output: str, code: str
         say(
             f"{role}: {len(held_out)} rows held out; the weights of step {facts.stopping['best_step']} of "
             f"{facts.steps} were the best, with a loss of {facts.stopping['held_out_loss_best']:.3f}"
+        )
+    if dropped:
+        say(
+            f"{role}: {dropped['rows']} of {facts.rows} rows are confident errors; {dropped['tokens']} of "
+            f"{facts.response_tokens:,} response tokens did not count"
         )
     say(
         f"{role}: {facts.rows} rows, {facts.epochs} passes; training loss {facts.loss_first:.3f} -> "

@@ -47,7 +47,7 @@ not zero: multiply `B A` by that mask before adding it. Loaded by peft alone, it
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What training did. Losses are means per response token, in nats; lower is better.
+    """What training did. Losses are means per response token that counts, in nats; lower is better.
 
     `masked_layers` kept the zeros of their weight, `dense_layers` had none to keep. `loss_first` is the
     cross-entropy of the first pass through the rows, `loss_last` of the last one, both while training.

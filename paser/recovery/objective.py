@@ -39,8 +39,8 @@ class Objective:
 
         With token weights w, P_o the teacher's distribution and P_r that of `model` at temperature T, the
         objective is sum w ((1 - a) CE + a T^2 KL(P_o || P_r)) (Hinton et al., 2015); without a teacher a is
-        0. The cross-entropy is plain, for people to compare. Only positions that predict a response token
-        reach the vocabulary projection.
+        0. The cross-entropy is plain, for people to compare. Tokens that a row does not keep are in neither
+        sum. Only positions that predict a response token reach the vocabulary projection.
         """
         import torch
         from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -64,6 +64,9 @@ class Objective:
         if any(row.weight != 1.0 for row in rows):
             weights = torch.tensor([row.weight for row in rows for _ in row.encoded.response_ids])
             objective = objective * weights.to(objective)
+        if any(row.kept is not None for row in rows):
+            kept = torch.tensor([k for row in rows for k in row.kept or [True] * row.counted]).to(each)
+            objective, each = objective * kept, each * kept
         return torch.stack([objective.sum(), each.sum().detach()])
 
     def _teacher_logits(self, rows: Sequence[TrainingRow], like: torch.Tensor) -> torch.Tensor:

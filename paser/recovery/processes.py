@@ -69,8 +69,8 @@ class Together:
                     "settings": settings.model_dump(mode="json"),
                     "teacher": str(self.teacher.resolve()) if self.teacher else None,
                     "logs": str(self.logs.resolve()) if self.logs else None,
-                    "rows": [_written(row) for row in rows],
-                    "held_out": [_written(row) for row in held_out],
+                    "rows": [written(row) for row in rows],
+                    "held_out": [written(row) for row in held_out],
                 },
             )
             command = [sys.executable, "-m", "paser.recovery.processes", str(os.getpid())]
@@ -97,9 +97,19 @@ class Together:
                 )
 
 
-def _written(row: TrainingRow) -> list[Any]:
+def written(row: TrainingRow) -> list[Any]:
+    """A row for the job's file; `read_back` gives the same row."""
     encoded = row.encoded
-    return [row.row_id, encoded.prompt_ids, encoded.response_ids, encoded.cut, row.weight]
+    return [row.row_id, encoded.prompt_ids, encoded.response_ids, encoded.cut, row.weight, row.kept]
+
+
+def read_back(content: list[Any]) -> TrainingRow:
+    from paser.models.tokens import Encoded
+    from paser.recovery.batches import TrainingRow
+
+    row_id, prompt, response, cut, weight, kept = content
+    encoded = Encoded(tuple(prompt), tuple(response), cut)
+    return TrainingRow(row_id, encoded, weight, None if kept is None else tuple(kept))
 
 
 def threads_of_each(threads: int, processes: int) -> int:

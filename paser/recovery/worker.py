@@ -12,8 +12,7 @@ from typing import Any
 
 from paser.artifacts import read_json, write_json
 from paser.errors import PaserError
-from paser.models.tokens import Encoded
-from paser.recovery.processes import end_with_parent
+from paser.recovery.processes import end_with_parent, read_back
 from paser.settings import RecoverSettings
 
 
@@ -24,7 +23,6 @@ def train(job: dict[str, Any]) -> None:
 
     from paser.models.loading import load_causal_lm
     from paser.models.precision import set_threads
-    from paser.recovery.batches import TrainingRow
     from paser.recovery.lora import Extras, fine_tune
 
     set_threads(job["threads"])
@@ -35,15 +33,9 @@ def train(job: dict[str, Any]) -> None:
     def model(name: str) -> Any:
         return load_causal_lm(Path(job[name]), dtype=getattr(torch, job["dtype"]), device=job["device"])
 
-    def rows(name: str) -> list[TrainingRow]:
-        return [
-            TrainingRow(row_id, Encoded(tuple(prompt), tuple(response), cut), weight)
-            for row_id, prompt, response, cut, weight in job[name]
-        ]
-
     fine_tune(
         model("model"),
-        rows("rows"),
+        [read_back(row) for row in job["rows"]],
         RecoverSettings.model_validate(job["settings"]),
         seed=job["seed"],
         pad_id=job["pad_id"],
@@ -52,7 +44,7 @@ def train(job: dict[str, Any]) -> None:
         processes=job["processes"],
         extras=Extras(
             model("teacher") if job["teacher"] else None,
-            rows("held_out"),
+            [read_back(row) for row in job["held_out"]],
             Path(job["logs"]) if job["logs"] else None,
         ),
     )
