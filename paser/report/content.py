@@ -27,7 +27,7 @@ REASONS = {
     "selected": "taken in the first round",
     "respread": "taken with budget that another cluster left over",
     "relaxed": "taken after the conflict rule was relaxed",
-    "budget": "its cluster's budget was spent on more efficient rows",
+    "budget": "its cluster's budget was spent on rows that rank higher",
     "conflict": "it joins known concepts that no accepted row had joined",
     "nonfinite": "a model's prediction was not a finite number, so it has no score",
     "contaminated": "its text is part of what the models are evaluated on",
@@ -481,7 +481,9 @@ def _budget_facts(budget: Mapping[str, Any]) -> str:
         cause = f": {budget['cause']}" if budget.get("cause") else ""
         facts.append(f"{budget['unspent']:,} {unit} stayed unspent{cause}.")
     facts.append(
-        f"Policy {budget['policy']}; distance of the plan from an even split "
+        f"Rule {budget.get('selector', 'paser')}: budget by {budget['policy']}, damage by "
+        f"{budget.get('divergence', 'jsd')}, rows by {budget.get('order', 'efficiency')}; distance of the plan "
+        "from an even split "
         f"{number(budget['distance_from_uniform'])} (0 = even, 1 = all in one cluster)."
     )
     moved = sum(move["amount"] for move in budget.get("moves", ()))
