@@ -176,6 +176,7 @@ def _scores(
             "reverse_kl": 4 * jsd * noise[1],
             "loss_original": 1.5 * noise[2],
             "loss_pruned": 1.5 * noise[2] + 3 * jsd * noise[1] - 0.1,
+            "recoverability": jsd * (noise[0] - 0.5),
             "prompt_tokens": [x for x, _ in lengths[begin : begin + BATCH]],
             "response_tokens": [y for _, y in lengths[begin : begin + BATCH]],
             "status": ["ok"] * len(part),

@@ -474,7 +474,7 @@ def compare(
         str | None, typer.Option(help="Training tokens of each; default: select.budget, in tokens.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the cells; what it holds is not done again.")] = Path(
-        "comparison"
+        "data/comparison"
     ),
     as_json: AsJson = False,
 ) -> None:
@@ -483,7 +483,7 @@ def compare(
     Needs the stages up to `score`. Selects, trains and measures once a selector and seed. Default: random,
     paser and recoverable; docs/selectors.md has all names.
 
-    Example: paser compare random recoverable less --seeds 5 --budget "18000 tokens"
+    Example: paser compare random recoverable longest --seeds 5 --budget "18000 tokens"
     """
     from paser import compare as comparing
 

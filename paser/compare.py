@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import fingerprint, read_json, read_rows, sha256_path, write_json, write_jsonl
 from paser.cache import Cache
 from paser.errors import PaserError, SettingsError
-from paser.evaluation.paired import CLOSED, FIDELITY, Judge, holm
+from paser.evaluation.paired import CLOSED, FIDELITY, Judge, holm, verdict
 from paser.evaluation.table import with_interval
 from paser.lineage.record import code_digest, package_versions
 from paser.models.workload import CODE, finite, fused_arrays, open_models
@@ -24,7 +24,7 @@ from paser.progress import duration, say
 from paser.records import draw_key, row_to_sample
 from paser.recovery.job import ORIGINAL, PRUNED, SCORES, Alone, recover_model
 from paser.selectors.derive import Inputs, overlapping, read_inputs
-from paser.selectors.protocol import JSD, ScoredPool
+from paser.selectors.protocol import ScoredPool
 from paser.selectors.registry import selector, selectors
 from paser.selectors.resources import Models, Resources, opener
 from paser.selectors.tables import scored_pool, training_rows
@@ -32,7 +32,6 @@ from paser.settings import Budget, Settings, load_settings
 
 if TYPE_CHECKING:
     import numpy as np
-    import pyarrow as pa
     from rich.console import RenderableType
 
 Row = dict[str, Any]
@@ -58,6 +57,7 @@ class Study:
     refused: Mapping[int, str]
     held_out: Sequence[Row]
     digests: Mapping[str, str]
+    pool: ScoredPool
     tokens: int
 
     @classmethod
@@ -75,7 +75,7 @@ class Study:
         return cls(
             project, settings, Cache.of(project), inputs, refused,
             read_rows(project / "data/holdout.parquet", "pool"),
-            {path: sha256_path(project / path) for path in NEEDED}, tokens,
+            {path: sha256_path(project / path) for path in NEEDED}, pool, tokens,
         )  # fmt: skip
 
     def drawn(self, seed: int) -> np.ndarray:
@@ -86,20 +86,13 @@ class Study:
         order = sorted(range(len(ids)), key=lambda i: draw_key("compare", seed, ids[i]))
         return np.sort(np.array(order[: round(DRAWN * len(ids))], dtype=np.int64))
 
-    def pool(self, name: str) -> ScoredPool:
-        """The whole pool, with the divergence that the selector goes by."""
-        rule = selectors()[name].options.model_validate({})
-        divergence = str(getattr(rule, "divergence", JSD))
-        return scored_pool(
-            self.inputs.pool, self.inputs.clusters, self.inputs.scores, self.refused, divergence
-        )
-
     def cell(self, name: str, seed: int) -> str:
         """Digest of all that determines a cell."""
         settings = self.settings
         return fingerprint(
             {
                 "selector": name,
+                "options": selectors()[name].options().model_dump(mode="json"),
                 "seed": seed,
                 "tokens": self.tokens,
                 "drawn": DRAWN,
@@ -116,12 +109,13 @@ class Study:
 
 
 def tokens_of(budget: Budget, pool: ScoredPool) -> int:
-    """The budget in training tokens: a share of those of all usable rows, or so many rows of mean length."""
-    there = int(pool.tokens[pool.usable].sum())
+    """The budget in training tokens: a share of those of the usable rows of a draw, or so many rows of mean
+    length."""
+    there = DRAWN * int(pool.tokens[pool.usable].sum())
     if budget.unit == "tokens":
         return int(budget.amount)
-    share = budget.amount if budget.unit == "share" else budget.amount / max(len(pool.usable), 1)
-    return int(min(share, 1.0) * DRAWN * there)
+    share = budget.amount if budget.unit == "share" else budget.amount / max(DRAWN * len(pool.usable), 1)
+    return int(min(share, 1.0) * there)
 
 
 def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None, out: Path) -> Row:
@@ -129,11 +123,16 @@ def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None,
 
     The first of `names` is what the others are compared with. Returns what `report.json` in `out` says.
     """
-    if len(set(names)) < 2:
+    import numpy as np
+
+    names = list(dict.fromkeys(names))
+    if len(names) < 2:
         raise SettingsError("a comparison needs two selectors", remedy=f"some of {', '.join(selectors())}")
     if unknown := [name for name in names if name not in selectors()]:
         raise SettingsError(f"unknown selector {unknown[0]!r}", remedy=f"some of {', '.join(selectors())}")
     study = Study.of(project, budget)
+    for name in names:
+        selector(name, {}, _resources(study, np.arange(len(study.pool))), 1).check(study.pool)
     say(f"{len(names)} selectors, {seeds} seeds, {study.tokens:,} training tokens each")
     before = _untrained(study, out)
     cells: dict[str, list[Row]] = {name: [] for name in names}
@@ -151,10 +150,11 @@ def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None,
 def _made(study: Study, name: str, seed: int) -> Row:
     """One cell: rows, what they cost, and the held-out rows after training on them."""
     positions = study.drawn(seed)
-    table, pool = study.inputs.pool.take(positions), study.pool(name).part(positions)
+    pool = study.pool.part(positions)
     begin = time.perf_counter()
-    chosen = selector(name, {}, _resources(study, table, positions), seed)(pool, study.tokens, "tokens")
+    chosen = selector(name, {}, _resources(study, positions), seed)(pool, study.tokens, "tokens")
     selecting = time.perf_counter() - begin
+    table = study.inputs.pool.take(positions)
     rows = list(training_rows(table, pool, chosen, seed))
     say(f"{name}, seed {seed}: {len(rows)} rows")
     with tempfile.TemporaryDirectory(prefix="paser-compare-") as folder:
@@ -183,12 +183,12 @@ def _made(study: Study, name: str, seed: int) -> Row:
     }
 
 
-def _resources(study: Study, table: pa.Table, positions: np.ndarray) -> Resources:
+def _resources(study: Study, positions: np.ndarray) -> Resources:
     import numpy as np
 
     from paser.models.precision import choose_device, choose_dtype
 
-    settings = study.settings
+    settings, table = study.settings, study.inputs.pool.take(positions)
     device = choose_device(settings.runtime.device)
     dtype = choose_dtype(settings.model.precision, device, study.cache)
     scores = {row["row_id"]: row for row in study.inputs.scores.to_pylist()}
@@ -206,7 +206,8 @@ def _resources(study: Study, table: pa.Table, positions: np.ndarray) -> Resource
 def _untrained(study: Study, out: Path) -> Row:
     """The held-out rows of the original and the pruned model."""
     named = {path: study.digests[path] for path in (ORIGINAL, PRUNED, "data/holdout.parquet")}
-    key = fingerprint([named, study.settings.score.model_dump(mode="json"), code_digest(CODE)])
+    parts = [part.model_dump(mode="json") for part in (study.settings.model, study.settings.score)]
+    key = fingerprint([named, parts, package_versions(), code_digest(CODE)])
     path = out / "cells" / f"before-{key[:20]}.json"
     if not path.exists():
         write_json(path, _measured(study, study.project / PRUNED, study.digests[PRUNED]))
@@ -256,8 +257,8 @@ def _judged(study: Study, before: Row, cells: Mapping[str, Sequence[Row]]) -> Ro
         entry: Row = {
             "rows": sum(len(cell["rows"]) for cell in made) / len(made),
             "tokens": sum(cell["tokens"] for cell in made) / len(made),
-            "cost": made[0]["cost"],
-            "seconds": made[0]["seconds"],
+            "cost": _means([cell["cost"] for cell in made]),
+            "seconds": _means([cell["seconds"] for cell in made]),
             "by_label": {m: judge.by_label(m, trainings) for m in metrics},
         }
         for metric in metrics:
@@ -280,6 +281,10 @@ def _judged(study: Study, before: Row, cells: Mapping[str, Sequence[Row]]) -> Ro
         "undamaged": sorted(set(labels) - set(judge.damaged)),
         "selectors": lines,
     }
+
+
+def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
 def table(found: Row) -> RenderableType:
@@ -305,7 +310,7 @@ def table(found: Row) -> RenderableType:
                 with_interval(entry[metric]),
                 with_interval(against) if against else "",
                 f"{against['holm']:.3f}" if against else "",
-                verdict(against) if against else "",
+                verdict(against, against["holm"]) if against else "",
             )
         parts.append(lines)
     notes = [
@@ -317,14 +322,7 @@ def table(found: Row) -> RenderableType:
     for name, entry in found["selectors"].items():
         cost, seconds = entry["cost"], entry["seconds"]
         notes.append(
-            f"{name}: {cost['forward_tokens']:,} tokens forward and {cost['backward_tokens']:,} backward to "
-            f"select; {duration(seconds['selecting'])} selecting, {duration(seconds['training'])} training"
+            f"{name}: {cost['forward_tokens']:,.0f} tokens forward and {cost['backward_tokens']:,.0f} "
+            f"backward to select; {duration(seconds['selecting'])} selecting, {duration(seconds['training'])} training"
         )
     return Group(*parts, Text("\n".join(notes)))
-
-
-def verdict(difference: Mapping[str, Any]) -> str:
-    """Ahead or behind where the interval excludes 0 and the corrected p is below 0.05."""
-    if difference["holm"] >= 0.05 or difference["low"] <= 0 <= difference["high"]:
-        return "tie"
-    return "ahead" if difference["value"] > 0 else "behind"

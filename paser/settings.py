@@ -302,7 +302,7 @@ class SelectSettings(Group):
     def the_selector_rules(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        rule = cls.RULES.get(value.get("selector", cls.model_fields["selector"].default), {})
+        rule = cls.RULES.get(str(value.get("selector", cls.model_fields["selector"].default)), {})
         return value | {key: found for key, found in rule.items() if value.get(key, AUTO) == AUTO}
 
     @field_validator("budget", mode="before")
@@ -322,7 +322,8 @@ class SelectSettings(Group):
 def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values by dotted keys, as `params.yaml` and `dvc.lock` have them, with what the selector says for
     `auto`."""
-    rule = SelectSettings.RULES.get(str(params.get("select.selector")), {})
+    selector = params.get("select.selector", SelectSettings.model_fields["selector"].default)
+    rule = SelectSettings.RULES.get(str(selector), {})
     said = {f"select.{key}": value for key, value in rule.items()}
     return {key: said.get(key, value) if value == AUTO else value for key, value in params.items()}
 
@@ -466,7 +467,7 @@ class Settings(Group):
     embed: EmbedSettings = EmbedSettings()
     cluster: ClusterSettings = ClusterSettings()
     score: ScoreSettings = ScoreSettings()
-    select: SelectSettings = SelectSettings.model_validate({})
+    select: SelectSettings = SelectSettings()
     recover: RecoverSettings = RecoverSettings()
     control: ControlSettings = ControlSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -510,9 +511,6 @@ def load_settings(path: Path) -> Settings:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}", remedy="correct it at that line") from error
-    chosen = content.get("select") if isinstance(content, dict) else None
-    if isinstance(chosen, dict) and "divergence" in chosen and "selector" not in chosen:
-        chosen["selector"] = "paser"  # written before there was another
     return parse_settings(content or {}, str(path))
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from paser import compare as comparing
 from paser.artifacts import read_json, read_rows
 from paser.cli import app
-from paser.compare import Study, compare, tokens_of, verdict
+from paser.compare import Study, compare, tokens_of
 from paser.errors import PaserError, SettingsError
 from paser.settings import Budget
 from tests.selectors.scored import pool
@@ -99,7 +99,17 @@ def test_mistakes_are_named(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(PaserError, match=r"pool\.parquet does not exist(?s:.*)dvc repro"):
         compare(tmp_path, ("random", "paser"), 1, None, tmp_path)
     with pytest.raises(SettingsError, match=r"less needs models\.targets"):
-        compare(finished, ("less", "random"), 1, "1500 tokens", tmp_path / "out")
+        compare(finished, ("random", "less"), 1, "1500 tokens", tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "what is missing is said before anything is trained"
+
+
+def test_one_seed_and_a_name_given_twice(finished: Path, compared: tuple[Path, dict[str, Any]]) -> None:
+    out, _ = compared
+    found = compare(finished, ("random", "random", "paser"), 1, "1500 tokens", out)
+    assert list(found["selectors"]) == ["random", "paser"]
+    difference = found["selectors"]["paser"]["fidelity gap, minus random"]
+    assert difference["sd"] is None
+    assert difference["seeds"] == 1
 
 
 def test_a_budget_of_rows_or_a_share_becomes_tokens_of_the_draw() -> None:
@@ -107,7 +117,8 @@ def test_a_budget_of_rows_or_a_share_becomes_tokens_of_the_draw() -> None:
     there = int(rows.tokens.sum())
     assert tokens_of(Budget.parse("700 tokens"), rows) == 700
     assert tokens_of(Budget.parse("10%"), rows) == int(0.1 * 0.8 * there)
-    assert tokens_of(Budget.parse("20"), rows) == int(0.2 * 0.8 * there)
+    assert tokens_of(Budget.parse("20"), rows) == pytest.approx(20 * there / 100, abs=1)
+    assert tokens_of(Budget.parse("100"), rows) == int(0.8 * there)
 
 
 def test_a_part_of_a_pool_keeps_what_belongs_to_its_rows() -> None:
@@ -120,10 +131,3 @@ def test_a_part_of_a_pool_keeps_what_belongs_to_its_rows() -> None:
     assert part.texts(np.array([0, 2])) == rows.texts(np.array([7, 8]))
     assert part.damage.tolist() == rows.damage[[7, 3, 8]].tolist()
     assert part.usable.tolist() == [1, 2]
-
-
-def test_a_difference_counts_where_interval_and_corrected_p_agree() -> None:
-    assert verdict({"value": 0.1, "low": 0.02, "high": 0.2, "holm": 0.01}) == "ahead"
-    assert verdict({"value": -0.1, "low": -0.2, "high": -0.02, "holm": 0.01}) == "behind"
-    assert verdict({"value": 0.1, "low": 0.02, "high": 0.2, "holm": 0.06}) == "tie"
-    assert verdict({"value": 0.1, "low": -0.02, "high": 0.2, "holm": 0.01}) == "tie"

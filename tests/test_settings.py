@@ -51,12 +51,6 @@ def test_auto_is_resolved_by_the_selector_of_the_same_file() -> None:
     assert resolved({"select.policy": "damage"}) == {"select.policy": "damage"}
 
 
-def test_a_file_from_before_there_were_selectors_means_the_papers(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text("select:\n  divergence: jsd\n  policy: damage\n  strictness: 1.0\n", encoding="utf-8")
-    assert load_settings(path).select == SelectSettings(selector="paser")
-
-
 @pytest.mark.parametrize("scheme", PRUNE_OPTIONS)
 def test_params_yaml_names_the_options_of_each_scheme_with_their_defaults(scheme: str) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -82,6 +76,7 @@ def test_params_yaml_names_the_options_of_each_scheme_with_their_defaults(scheme
         ({"recover": {"rank": "8"}}, r"recover\.rank is '8'"),
         ({"recover": {"rank": 0}}, r"recover\.rank is 0"),
         ({"cluster": {"k": "many"}}, r"cluster\.k is 'many'"),
+        ({"select": {"selector": ["paser"]}}, r"select\.selector is \['paser'\]"),
         ({"select": {"selector": "best"}}, r"select\.selector is 'best'[\s\S]*'paser'"),
         ({"select": {"budget": "0"}}, "budget '0'"),
         ({"select": {"budget": "-5%"}}, "more than 0|not a share"),

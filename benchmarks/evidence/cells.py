@@ -36,7 +36,7 @@ from paser.recovery.batches import TrainingRow
 from paser.recovery.lora import Extras, fine_tune
 from paser.recovery.masked import merged
 from paser.recovery.token_pruning import token_pruned
-from paser.selectors.registry import selector
+from paser.selectors.registry import selector, selectors
 from paser.selectors.resources import Models, Resources, opener
 from paser.selectors.tables import scored_pool
 from paser.settings import RecoverSettings
@@ -121,6 +121,7 @@ class Cell:
             "world": world().digest,
             "code": code,
             "libraries": libraries(),
+            **({"rule": rule(self)} if self.selector in LATER else {}),
         }
 
     def training_path(self, row_ids: Sequence[str]) -> Path:
@@ -169,6 +170,11 @@ def selecting_code(name: str) -> str:
 @functools.cache
 def training_code() -> str:
     return worlds.meaning(TRAINING)
+
+
+def rule(cell: Cell) -> Row:
+    """The options as they are resolved, with the defaults of the selector."""
+    return selectors()[cell.selector].options.model_validate(dict(cell.options)).model_dump(mode="json")
 
 
 def known_as(meaning: str) -> str:
@@ -229,7 +235,6 @@ def chosen_rows(cell: Cell) -> Row:
         ]),
         columns_of("scores", scores),
         {},
-        str(cell.options.get("divergence", "jsd")),
     )  # fmt: skip
     import torch
 
@@ -251,6 +256,7 @@ def chosen_rows(cell: Cell) -> Row:
     report = chosen.report
     return {
         "cell": {k: v for k, v in asdict(cell).items() if k not in OF_TRAINING},
+        "rule": {k: report[k] for k in ("divergence", "policy", "order") if k in report},
         "rows": ids,
         "tokens": int(pool.tokens[chosen.accepted].sum()),
         "labels": counts([str(drawn[i]["label"]) for i in chosen.positions.tolist()]),

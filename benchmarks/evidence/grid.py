@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, SCHEMES
+from paser.errors import PaserError
 
 DEVELOPMENT, CONFIRMATION = "development", "confirmation"
 SMALL, LARGE = 6_000, 18_000
@@ -160,6 +161,8 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
     seen = []
     for asked in parts:
         part, _, name = asked.partition(":")
+        if name and name not in (known := {cell.name: None for cell in PARTS[part]()}):
+            raise PaserError(f"the part {part} has no cell {name!r}", remedy=f"its cells: {', '.join(known)}")
         for cell in PARTS[part]():
             if cell not in seen and name in ("", cell.name):
                 seen.append(cell)

@@ -14,7 +14,7 @@ from benchmarks.evidence import figures, grid
 from benchmarks.evidence.analysis import METRICS, judge_of, paired, trained
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, SCHEMES, scores, task_items, world
-from paser.evaluation.paired import Judge, holm
+from paser.evaluation.paired import Judge, holm, verdict
 from paser.progress import duration, say
 
 PAGE = ROOT / "docs/evidence.md"
@@ -223,6 +223,7 @@ def why() -> str:
     means: dict[str, dict[str, float]] = {}
     for label in sorted(won):
         inside = [known[row["row_id"]] for row in rows if str(row["label"]) == label]
+        inside = [row for row in inside if row["jsd"] is not None]
         if inside:
             means[label] = {
                 "JSD": float(np.mean([row["jsd"] for row in inside])),
@@ -328,8 +329,6 @@ def by_capability() -> str:
     for metric in ("fidelity gap", "gap closed"):
         columns = {name: judge(WANDA).by_label(metric, found) for name, found in done.items()}
         labels = sorted(next(iter(columns.values())))
-        if metric == "gap closed":
-            labels = [label for label in labels if label in judge(WANDA).damaged]
         lines = [
             f"| {name} | " + " | ".join(f"{columns[name][label]:.2f}" for label in labels) + " |"
             for name in done
@@ -476,13 +475,5 @@ def signed(found: Row) -> str:
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
-def number(value: float) -> str:
-    return "" if value != value else f"{value:.3f}"
-
-
-def verdict(found: Row, p: float | None = None) -> str:
-    if found["seeds"] < 2:
-        return "one seed"
-    if found["low"] <= 0 <= found["high"] or (p is not None and p > 0.05):
-        return "tie"
-    return "ahead" if found["value"] > 0 else "behind"
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

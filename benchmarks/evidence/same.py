@@ -1,11 +1,14 @@
 """`python -m benchmarks.evidence same`: is code that changed still worth the cells of the code before it?
 
-A cell's name has the meaning of the code that made it, so a change empties the grid. Here the first cell of
-the earlier code is trained again, and the first selection of each selector is made again; where all bits are
-the same, `equal.json` says so, and the cells count for the new code too.
+A cell's name has the meaning of the code that made it, so a change empties the grid. Here selections and
+trainings of earlier code are made again; where all bits are the same, `equal.json` says so, and the cells
+count for the new code too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import grid
@@ -17,51 +20,63 @@ MEASURES = ("rows", "tokens", "steps", "loss", "jsd", "tasks")
 
 
 def main() -> None:
+    """One cell of each selector whose code changed, then one training with each kind of settings."""
     known = equal_code()
     everything = list(grid.cells(grid.PARTS))
-    first: dict[str, Cell] = {}
-    for cell in everything:
-        first.setdefault(cell.selector, cell)
-    for cell in first.values():
-        _compare_selection(cell, known)
-    _compare_training(everything, known)
+    for code in dict.fromkeys(cell_files.selecting_code(cell.selector) for cell in everything):
+        same_code = [cell for cell in everything if cell_files.selecting_code(cell.selector) == code]
+        made = _made(same_code, lambda cell, earlier: cell.selection_by(earlier), known)
+        _compare(
+            code, {cell.selector: (cell, path, was) for cell, path, was in made}.values(), _chosen, known
+        )
     write_cell(EQUAL, dict(sorted(known.items())))
-    equal_code.cache_clear()
+    # What was chosen by earlier code is found only now.
+    chosen = [cell for cell in everything if cell.selection_path.exists()]
+    made = _made(
+        chosen, lambda cell, earlier: cell.training_by(cell_files.training_order(cell), earlier), known
+    )
+    kinds = {str(cell.recover): (cell, path, was) for cell, path, was in made}
+    _compare(cell_files.training_code(), kinds.values(), _trained, known)
+    write_cell(EQUAL, dict(sorted(known.items())))
 
 
-def _compare_selection(cell: Cell, known: dict[str, str]) -> None:
-    code = cell_files.selecting_code(cell.selector)
-    if code in known:
+def _made(
+    cells: Iterable[Cell], path_of: Callable[[Cell, str], Path], known: Row
+) -> list[tuple[Cell, Path, str]]:
+    """Cells with a file of earlier code, the file, and the code by whose name it goes."""
+    earlier = sorted(set(known.values()))
+    return [
+        (cell, path, code) for cell in cells for code in earlier if (path := path_of(cell, code)).exists()
+    ]
+
+
+def _compare(
+    code: str,
+    made: Iterable[tuple[Cell, Path, str]],
+    again: Callable[[Cell], Row],
+    known: dict[str, str],
+) -> None:
+    """Registers `code` as equal to the earlier one where every cell is; else under its own name."""
+    found = list(made)
+    if code in known or not found:
         return
-    for earlier in sorted(set(known.values())):
-        path = cell.selection_by(earlier)
-        if path.exists():
-            if cell_files.chosen_rows(cell)["rows"] == read_json(path)["rows"]:
-                known[code] = earlier
-                say(f"{cell.selector}: the same rows")
-            else:
-                warn(f"{cell.selector}: other rows than before; its cells are computed anew")
+    for cell, path, _ in found:
+        before, now = read_json(path), again(cell)
+        if any(now[key] != before[key] for key in now):
+            warn(f"{cell.name}, seed {cell.seed}: not as before; the cells of this code are made anew")
+            known[code] = code
             return
-    known.setdefault(code, code)
+        say(f"{cell.name}, seed {cell.seed}: the same")
+    names = {was for _, _, was in found}
+    if len(names) > 1:
+        warn(f"cells of {len(names)} earlier codes are equal, and only those of one can count")
+    known[code] = min(names)
 
 
-def _compare_training(everything: list[Cell], known: dict[str, str]) -> None:
-    code = cell_files.training_code()
-    if code in known:
-        return
-    for cell in everything:
-        ids = cell_files.training_order(cell) if cell.selection_path.exists() else []
-        for earlier in sorted(set(known.values())):
-            path = cell.training_by(ids, earlier)
-            if ids and path.exists():
-                if _measures(cell_files.trained_on(cell, ids)) == _measures(read_json(path)):
-                    known[code] = earlier
-                    say(f"{cell.name}, seed {cell.seed}, trained again: the same bits")
-                else:
-                    warn(f"{cell.name}, seed {cell.seed}, trained again: other bits; all cells are anew")
-                return
-    known.setdefault(code, code)
+def _chosen(cell: Cell) -> Row:
+    return {"rows": cell_files.chosen_rows(cell)["rows"]}
 
 
-def _measures(found: Row) -> Row:
+def _trained(cell: Cell) -> Row:
+    found = cell_files.trained_on(cell, cell_files.training_order(cell))
     return {name: found[name] for name in MEASURES}

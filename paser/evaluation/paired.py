@@ -116,34 +116,33 @@ class Judge:
         drawn = (values * self.draws_of(metric).seeds(len(trainings))).sum(axis=1)
         return interval(float(drawn[0]), drawn[1:])
 
-    def difference(
-        self, metric: str, ours: Sequence[Training], theirs: Sequence[Training]
-    ) -> dict[str, float]:
+    def difference(self, metric: str, ours: Sequence[Training], theirs: Sequence[Training]) -> dict[str, Any]:
         """Mean over seeds of ours minus theirs, its interval, the two-sided p-value, and what the seeds say
-        about power: `sd` of the paired difference and the least difference that `seeds` seeds would find."""
+        about power: `sd` of the paired difference and the `least` difference that `seeds` seeds would find
+        (None with one seed)."""
         import numpy as np
 
         by_seed = self.value(metric, ours) - self.value(metric, theirs)
         drawn = (by_seed * self.draws_of(metric).seeds(len(ours))).sum(axis=1)
         beyond = min(float((drawn[1:] <= 0).mean()), float((drawn[1:] >= 0).mean()))
-        sd = float(by_seed[0].std(ddof=1)) if len(ours) > 1 else float("nan")
+        sd = float(by_seed[0].std(ddof=1)) if len(ours) > 1 else None
         return {
             **interval(float(drawn[0]), drawn[1:]),
             "p": min(max(2 * beyond, 1 / RESAMPLES), 1.0),
             "sd": sd,
-            "least": 2.8 * sd / float(np.sqrt(len(ours))),
+            "least": None if sd is None else 2.8 * sd / float(np.sqrt(len(ours))),
             "seeds": len(ours),
         }
 
     def by_label(self, metric: str, trainings: Sequence[Training]) -> dict[str, float]:
-        """Fidelity gap or gap closed of each label, means over seeds."""
+        """Fidelity gap, or gap closed of the damaged labels, by label, means over seeds."""
         import numpy as np
 
         key = "jsd" if metric == FIDELITY else "loss"
         values = np.array([t[key] for t in trainings]).mean(axis=0)
         pruned, original = np.array(self.pruned[key]), np.array(self.original[key])
         found = {}
-        for label in sorted(set(self.labels)):
+        for label in sorted(set(self.labels)) if metric == FIDELITY else self.damaged:
             inside = self.inside(label)
             gap = pruned[inside].mean() - (0.0 if key == "jsd" else original[inside].mean())
             found[label] = float((pruned[inside].mean() - values[inside].mean()) / gap)
@@ -158,3 +157,12 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(values) - number) * values[name]))
         corrected[name] = largest
     return corrected
+
+
+def verdict(difference: Mapping[str, Any], p: float | None = None) -> str:
+    """What a paired difference says: one seed, tie, ahead or behind; `p` is its corrected p-value."""
+    if difference["seeds"] < 2:
+        return "one seed"
+    if difference["low"] <= 0 <= difference["high"] or (p is not None and p > 0.05):
+        return "tie"
+    return "ahead" if difference["value"] > 0 else "behind"

@@ -121,7 +121,8 @@ def _decision(entry: Entry, line: Row, role: str) -> Row:
     found["detail"] = ""
     if line["role"] not in OF_POOL:
         return found
-    score = _one(entry.table("scores"), line["row_id"])
+    columns = ("row_id", "jsd", "loss_original", "loss_pruned", "prompt_tokens", "response_tokens")
+    score = _one(entry.table("scores", *columns), line["row_id"])
     found |= {key: _finite(score.get(key)) for key in ("jsd", "loss_original", "loss_pruned")}
     if score:
         found["tokens"] = score["prompt_tokens"] + score["response_tokens"]

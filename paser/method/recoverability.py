@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def recoverability(original: Distribution, pruned: Distribution, target: torch.Tensor) -> torch.Tensor:
-    """Inner product of two gradients in the pruned model's logits z, of shape (...), float32; -1 .. 2.
+    """Inner product of two gradients in the pruned model's logits z, of shape (...), float32; -1/2 .. 2.
 
     With P_o, P_p the distributions (temperature 1) and y the target, training on y descends
     grad_z (-log P_p(y)) = P_p - e_y, and going back to the original descends grad_z KL(P_o || P_p) =
@@ -24,8 +24,8 @@ def recoverability(original: Distribution, pruned: Distribution, target: torch.T
         (P_p - e_y) . (P_p - P_o) = |P_p|^2 - P_p . P_o + P_o(y) - P_p(y)
 
     Above 0 training on y heals, below 0 it leads away. Over y drawn from P_o its mean is |P_p - P_o|^2, so
-    that on responses of the original model it is a measure of damage; on others it is less. NaN where a
-    logit is not finite.
+    that on responses of the original model it is a measure of damage; on others it may be less or more. NaN
+    where a logit is not finite.
     """
     import torch
 

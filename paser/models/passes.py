@@ -48,7 +48,7 @@ class FusedPass:
         """Arrays of length `len(samples)`, in their order.
 
         `loss` (reference) and `loss_NAME`: mean negative log-likelihood of the response tokens, nats;
-        `recoverability_NAME` (-1 .. 2), `jsd_NAME` (0 .. ln 2), `kl_NAME` = KL(reference || NAME) and
+        `recoverability_NAME` (-1/2 .. 2), `jsd_NAME` (0 .. ln 2), `kl_NAME` = KL(reference || NAME) and
         `reverse_kl_NAME` (0 ..): means over the response tokens; `prompt_tokens`, `response_tokens`;
         `status`: ok, cut (shortened at the end), nonfinite (a logit was NaN or infinite) or no_response
         (the prompt alone fills the limit). Values of the last two are NaN.

@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Counted:
-    """A selector whose report says its name and what it cost."""
+    """A selector that goes by its own divergence, and whose report says its name and what it cost."""
 
     name: str
     entry: Entry
@@ -59,9 +59,22 @@ class Counted:
             meter.forward_tokens += 2 * int(pool.tokens.sum())
         if {EMBEDDINGS, CLUSTERS} & self.entry.needs:
             meter.embedded_rows += len(pool)
+        self.check(pool)
+        pool = replace(pool, divergence=self._divergence(pool))
         selection = self.entry.build(self.options, self.resources, self.seed, meter)(pool, amount, unit)
         report = {**selection.report, "selector": self.name, "cost": meter.as_json()}
         return replace(selection, report=report)
+
+    def check(self, pool: ScoredPool) -> None:
+        """Raises SettingsError where the pool lacks the divergence that the selector goes by."""
+        if self._divergence(pool) not in pool.divergences:
+            raise SettingsError(
+                f"the selector {self.name} goes by {self._divergence(pool)}, which the scores do not have",
+                remedy="score the pool again with `dvc repro -f score`",
+            )
+
+    def _divergence(self, pool: ScoredPool) -> str:
+        return str(getattr(self.options, "divergence", pool.divergence))
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class ByOrder:
         return take_in_order(self.order(pool, amount, unit), pool, amount, unit)
 
 
-def selector(name: str, settings: Mapping[str, Any] | Group, resources: Resources, seed: int) -> Selector:
+def selector(name: str, settings: Mapping[str, Any] | Group, resources: Resources, seed: int) -> Counted:
     """The selector of this name.
 
     `settings`: its options, checked; for the family of PASER the keys of `select`. Raises SettingsError for

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paser.evaluation.paired import RESAMPLES, Judge, draws, holm
+from paser.evaluation.paired import RESAMPLES, Judge, draws, holm, verdict
 
 LABELS = ["a", "a", "a", "b", "b"]
 
@@ -83,3 +83,12 @@ def test_without_tasks_there_are_two_metrics() -> None:
     whole, judge = Judge(PRUNED, ORIGINAL, LABELS), Judge(bare["p"], bare["o"], LABELS)
     for metric in ("fidelity gap", "gap closed"):
         assert judge.mean(metric, [bare["p"]]) == whole.mean(metric, [PRUNED])
+
+
+def test_a_difference_counts_where_interval_and_corrected_p_agree() -> None:
+    ahead = {"value": 0.1, "low": 0.02, "high": 0.2, "seeds": 3}
+    assert verdict(ahead) == verdict(ahead, 0.01) == "ahead"
+    assert verdict(ahead | {"value": -0.1, "low": -0.2, "high": -0.02}, 0.01) == "behind"
+    assert verdict(ahead, 0.06) == "tie"
+    assert verdict(ahead | {"low": -0.02}, 0.01) == "tie"
+    assert verdict(ahead | {"seeds": 1}) == "one seed"

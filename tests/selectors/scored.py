@@ -24,7 +24,11 @@ def pool(count: int = 90, seed: int = 0) -> ScoredPool:
         texts=texts([f"topic{i} with detail{i}" for i in range(count)]),
         clusters=np.arange(count) % 3,
         status=np.full(count, "ok", dtype=object),
-        divergences={"jsd": np.array([row[0] for row in rows]), "delta_loss": np.full(count, 0.1)},
+        divergences={
+            "jsd": np.array([row[0] for row in rows]),
+            "delta_loss": np.full(count, 0.1),
+            "recoverability": np.array([row[0] * rng.uniform(-0.2, 1.0) for row in rows]),
+        },
         prompt_tokens=np.array([row[1] for row in rows], dtype=np.int64),
         response_tokens=np.array([row[2] for row in rows], dtype=np.int64),
     )

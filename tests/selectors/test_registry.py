@@ -153,7 +153,8 @@ def test_paser_by_name_is_the_selector_of_the_pipeline() -> None:
 def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() -> None:
     rows = pool(90)
     won = np.random.default_rng(5).uniform(-0.1, 0.6, 90)
-    rows = replace(rows, divergences={**rows.divergences, "recoverability": won}, divergence="recoverability")
+    assert rows.divergence == "jsd"
+    rows = replace(rows, divergences={**rows.divergences, "recoverability": won})
     found = run("recoverable", rows, 21, "rows")
     rate = won * rows.response_tokens / rows.tokens
     sizes = [int((rows.clusters == k).sum()) for k in range(3)]
@@ -165,6 +166,16 @@ def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() 
         assert taken.min() > left.max()
     assert found.report["conflicts"] == 0
     assert (found.report["selector"], found.report["order"]) == ("recoverable", "per_token")
+
+
+def test_a_selector_goes_by_its_own_divergence_or_says_what_is_missing() -> None:
+    rows = pool(90)
+    by_kl = replace(rows, divergences={**rows.divergences, "kl": -rows.damage})
+    found = run("paser", by_kl, 21, "rows", divergence="kl")
+    assert found.report["divergence"] == "kl"
+    assert found.positions.tolist() != run("paser", by_kl, 21, "rows").positions.tolist()
+    with pytest.raises(SettingsError, match=r"paser goes by reverse_kl(?s:.*)dvc repro -f score"):
+        run("paser", rows, 21, "rows", divergence="reverse_kl")
 
 
 def test_each_ablation_takes_away_what_its_name_says() -> None:
