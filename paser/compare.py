@@ -323,6 +323,7 @@ def table(found: Row) -> RenderableType:
         cost, seconds = entry["cost"], entry["seconds"]
         notes.append(
             f"{name}: {cost['forward_tokens']:,.0f} tokens forward and {cost['backward_tokens']:,.0f} "
-            f"backward to select; {duration(seconds['selecting'])} selecting, {duration(seconds['training'])} training"
+            f"backward to select; {duration(seconds['selecting'])} selecting, "
+            f"{duration(seconds['training'])} training"
         )
     return Group(*parts, Text("\n".join(notes)))

@@ -19,11 +19,14 @@ FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 TAUGHT: dict[str, Any] = {"distill": {"weight": 1.0}}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "per token": ("recoverable", {"divergence": "jsd"}, {}),
+    "per token, fine clusters": ("recoverable", {"divergence": "jsd"}, FINE),
+    "per token, size alone": ("recoverable", {"divergence": "jsd", "policy": "proportional"}, {}),
+    "per token, uniform budget": ("recoverable", {"divergence": "jsd", "policy": "uniform"}, {}),
+    "mean, size-aware, no filter": ("recoverable", {"divergence": "jsd", "order": "mean"}, {}),
     "recoverable": ("recoverable", {}, {}),
     "recoverable, fine clusters": ("recoverable", {}, FINE),
-    "recoverable, size alone": ("recoverable", {"policy": "proportional"}, {}),
     "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),
-    "recoverable, uniform budget": ("recoverable", {"policy": "uniform"}, {}),
     "coverage, recoverability": (
         "coverage", {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}, {},
     ),

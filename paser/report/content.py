@@ -483,7 +483,8 @@ def _budget_facts(budget: Mapping[str, Any]) -> str:
     facts.append(
         f"Rule {budget.get('selector', 'paser')}: budget by {budget['policy']}, damage by "
         f"{budget.get('divergence', 'jsd')}, rows by {budget.get('order', 'efficiency')}; distance of the "
-        f"plan from an even split {number(budget['distance_from_uniform'])} (0 = even, 1 = all in one cluster)."
+        f"plan from an even split {number(budget['distance_from_uniform'])} "
+        "(0 = even, 1 = all in one cluster)."
     )
     moved = sum(move["amount"] for move in budget.get("moves", ()))
     if moved:
