@@ -278,12 +278,15 @@ class SelectSettings(Group):
 
     RULES: ClassVar[dict[str, dict[str, Any]]] = {
         "paser": {"divergence": "jsd", "policy": "damage", "order": "efficiency", "strictness": 1.0},
+        "per-token": {
+            "divergence": "jsd", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
+        },
         "recoverable": {
             "divergence": "recoverability", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
         },
     }  # fmt: skip
 
-    selector: Literal["paser", "recoverable"] = "paser"
+    selector: Literal["paser", "per-token", "recoverable"] = "paser"
     budget: str = "10%"
     divergence: Divergence = "jsd"
     policy: Policy = "damage"

@@ -58,7 +58,7 @@ TRAINING = (
 SELECTING = ("paser/method", "paser/pool", "paser/models/encoder.py", *PASSES, *TRAINER)
 SHARED = ("protocol", "filling", "resources", "tables")
 OWN = ("damage", "ablations", "ranked", "random", "coverage", "geometric")
-LATER = {"recoverable": ("damage", "ranked")}
+LATER = {"per-token": ("damage", "ranked"), "recoverable": ("damage", "ranked")}
 BY_MODELS = {
     "ifd": "readings", "ifd-small": "readings", "nuggets": "readings", "q-tuning": "readings",
     "instruction-mining": "mining", "el2n": "dynamics", "grand": "dynamics",

@@ -14,16 +14,16 @@ SMALL, LARGE = 6_000, 18_000
 WANDA = "wanda-50"
 DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
 # The policy of our own that the development favoured (docs/decisions/evidence-plan.md).
-WINNER = "recoverable"
+WINNER = "per-token"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 TAUGHT: dict[str, Any] = {"distill": {"weight": 1.0}}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "per token": ("recoverable", {"divergence": "jsd"}, {}),
-    "per token, fine clusters": ("recoverable", {"divergence": "jsd"}, FINE),
-    "per token, size alone": ("recoverable", {"divergence": "jsd", "policy": "proportional"}, {}),
-    "per token, uniform budget": ("recoverable", {"divergence": "jsd", "policy": "uniform"}, {}),
-    "mean, size-aware, no filter": ("recoverable", {"divergence": "jsd", "order": "mean"}, {}),
+    "per-token": ("per-token", {}, {}),
+    "per-token, fine clusters": ("per-token", {}, FINE),
+    "per-token, size alone": ("per-token", {"policy": "proportional"}, {}),
+    "per-token, uniform budget": ("per-token", {"policy": "uniform"}, {}),
+    "per-token, by mean": ("per-token", {"order": "mean"}, {}),
     "recoverable": ("recoverable", {}, {}),
     "recoverable, fine clusters": ("recoverable", {}, FINE),
     "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),

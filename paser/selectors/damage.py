@@ -25,8 +25,14 @@ class PaserSettings(SelectSettings):
     selector: Literal["paser"] = "paser"
 
 
+class PerTokenSettings(SelectSettings):
+    """The rule by damage a token: each cluster gives the rows that show the most for each training token."""
+
+    selector: Literal["per-token"] = "per-token"
+
+
 class RecoverableSettings(SelectSettings):
-    """The rule by recoverability: each cluster gives the rows that win back the most for each token."""
+    """The same by recoverability in place of damage."""
 
     selector: Literal["recoverable"] = "recoverable"
 

@@ -175,7 +175,7 @@ def selectors() -> dict[str, Entry]:
         ranked,
         readings,
     )
-    from paser.selectors.damage import PaserSelector, PaserSettings, RecoverableSettings
+    from paser.selectors.damage import PaserSelector, PaserSettings, PerTokenSettings, RecoverableSettings
     from paser.selectors.random import RandomSelector
 
     paser = frozenset({CLUSTERS, SCORES})
@@ -235,6 +235,9 @@ def selectors() -> dict[str, Entry]:
                 ),
             ),
             paser | points,
+        ),
+        "per-token": Entry(
+            PerTokenSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),
         "recoverable": Entry(
             RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
