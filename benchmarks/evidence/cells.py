@@ -218,6 +218,7 @@ def selection(cell: Cell) -> Row:
 
 def chosen_rows(cell: Cell) -> Row:
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     drawn = world().drawn(cell.pool, cell.seed)
     place = {row["row_id"]: i for i, row in enumerate(world().pools[cell.pool])}
@@ -225,7 +226,8 @@ def chosen_rows(cell: Cell) -> Row:
     vectors = worlds.embeddings(cell.pool)[positions]
     known = worlds.scores(cell.pool, cell.scheme, cell.temperature)
     scores = [known[row["row_id"]] for row in drawn]
-    labels, clusters = clustered(cell, drawn, vectors)
+    with threadpool_limits(THREADS):  # the bits of eigenvectors depend on it
+        labels, clusters = clustered(cell, drawn, vectors)
     table = columns_of("pool", drawn)
     pool = scored_pool(
         table,
