@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import analysis, cells, grid
+from benchmarks.evidence import analysis, cells, grid, same
 from benchmarks.evidence import world as worlds
 from paser.artifacts import write_json
 from paser.records import Sample
@@ -130,3 +130,44 @@ def test_only_seeds_that_both_sides_have_are_paired() -> None:
     ours, theirs = analysis.paired(*(grid.plain(n, range(1, 6)) for n in ("paser", "random")))
     assert [one["seed"] for one in ours] == [one["seed"] for one in theirs] == [2, 3]
     assert {one["who"] for one in ours} == {"paser"}
+
+
+@pytest.mark.usefixtures("small_world")
+@pytest.mark.parametrize("changed", [None, "paser", "training"])
+def test_earlier_cells_count_only_where_later_code_makes_them_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str | None
+) -> None:
+    """Two selectors share their code, and one of them alone may show that it is another."""
+    monkeypatch.setattr(same, "EQUAL", tmp_path / "equal.json")
+    monkeypatch.setattr(cells, "EQUAL", tmp_path / "equal.json")
+    write_json(tmp_path / "equal.json", {"selecting-1": "selecting-1", "training-1": "training-1"})
+    cells.equal_code.cache_clear()
+    version = ["1"]
+    monkeypatch.setattr(cells, "selecting_code", lambda name: f"selecting-{version[0]}")
+    monkeypatch.setattr(cells, "training_code", lambda: f"training-{version[0]}")
+
+    def select(cell: cells.Cell) -> dict[str, Any]:
+        other = version[0] == "2" and changed == cell.selector
+        return {"rows": ["r1-other" if other else f"r1-{cell.selector}"]}
+
+    def train(cell: cells.Cell, ids: list[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {"rows": 1, "tokens": 9, "steps": 2, "loss": [1.0], "jsd": [0.1], "tasks": {}}
+        return found | ({"loss": [1.1]} if version[0] == "2" and changed == "training" else {})
+
+    monkeypatch.setattr(cells, "chosen_rows", select)
+    monkeypatch.setattr(cells, "trained_on", train)
+    for name in ("random", "paser"):
+        cells.done(grid.plain(name, [1])[0])
+    version[0] = "2"
+    assert grid.plain("paser", [1])[0].training_if_done() is None
+    same.main()
+    known = cells.equal_code()
+    cells.equal_code.cache_clear()
+    assert known["selecting-2"] == ("selecting-2" if changed == "paser" else "selecting-1")
+    if changed is None:
+        assert known["training-2"] == "training-1"
+        assert grid.plain("paser", [1])[0].training_if_done() is not None
+    else:
+        assert grid.plain("paser", [1])[0].training_if_done() is None
+    if changed == "training":
+        assert known["training-2"] == "training-2"
