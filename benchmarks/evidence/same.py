@@ -22,7 +22,10 @@ MEASURES = ("rows", "tokens", "steps", "loss", "jsd", "tasks")
 def main() -> None:
     """One cell of each selector whose code changed, then one training with each kind of settings."""
     known = equal_code()
-    everything = list(grid.cells(grid.PARTS))
+    # What development cells share is there first; the last of a kind is the one that is made again.
+    everything = sorted(
+        grid.cells(grid.PARTS), key=lambda cell: (cell.pool == grid.DEVELOPMENT, cell.scheme == grid.WANDA)
+    )
     for code in dict.fromkeys(cell_files.selecting_code(cell.selector) for cell in everything):
         same_code = [cell for cell in everything if cell_files.selecting_code(cell.selector) == code]
         made = _made(same_code, lambda cell, earlier: cell.selection_by(earlier), known)

@@ -71,6 +71,7 @@ def test_rows_come_by_damage_and_pages_are_turned(browser: Any, address: str, fo
         assert len(damages) == 50
         assert damages == sorted(damages, reverse=True)
         seen.page.click("a[rel=next] >> nth=0")
+        seen.page.wait_for_url("**page=2*")
         assert "page 2 of" in seen.page.inner_text("main")
 
 
@@ -81,10 +82,11 @@ def test_a_search_and_a_cluster_narrow_the_rows(browser: Any, address: str, fold
         seen.page.goto(address)
         seen.page.fill("input[name=text]", "RECIPE")
         seen.page.keyboard.press("Enter")
+        seen.page.wait_for_url("**text=RECIPE*")
         assert f"of {expected} found among {len(pool)}" in seen.page.inner_text("main")
         seen.page.goto(address)
         seen.page.click("details tbody a >> nth=0")
-        assert "cluster=" in seen.page.url
+        seen.page.wait_for_url(lambda url: "cluster=" in url and "cluster=&" not in url)
         shown = set(seen.page.locator("tbody tr td:nth-child(2) .badge").all_inner_texts())
         assert len(shown) == 1
 
