@@ -37,7 +37,7 @@ def on_threads(count: int, temperature: float, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_the_number_of_threads_changes_no_bit(threads: int, temperature: float) -> None:
     one = on_threads(1, temperature, TOKENS)
-    assert one.shape == (9, TOKENS)
+    assert one.shape == (11, TOKENS)
     for count in (2, 5, TOKENS + 3):
         assert torch.equal(on_threads(count, temperature, TOKENS), one)
     assert torch.equal(on_threads(2, temperature, 4), one[:, :4])
