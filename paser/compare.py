@@ -131,8 +131,9 @@ def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None,
     if unknown := [name for name in names if name not in selectors()]:
         raise SettingsError(f"unknown selector {unknown[0]!r}", remedy=f"some of {', '.join(selectors())}")
     study = Study.of(project, budget)
+    resources = _resources(study, np.arange(len(study.pool)))
     for name in names:
-        selector(name, {}, _resources(study, np.arange(len(study.pool))), 1).check(study.pool)
+        selector(name, {}, resources, 1).check(study.pool)
     say(f"{len(names)} selectors, {seeds} seeds, {study.tokens:,} training tokens each")
     before = _untrained(study, out)
     cells: dict[str, list[Row]] = {name: [] for name in names}
@@ -150,9 +151,9 @@ def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None,
 def _made(study: Study, name: str, seed: int) -> Row:
     """One cell: rows, what they cost, and the held-out rows after training on them."""
     positions = study.drawn(seed)
-    pool = study.pool.part(positions)
+    pool, resources = study.pool.part(positions), _resources(study, positions)
     begin = time.perf_counter()
-    chosen = selector(name, {}, _resources(study, positions), seed)(pool, study.tokens, "tokens")
+    chosen = selector(name, {}, resources, seed)(pool, study.tokens, "tokens")
     selecting = time.perf_counter() - begin
     table = study.inputs.pool.take(positions)
     rows = list(training_rows(table, pool, chosen, seed))

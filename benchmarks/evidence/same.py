@@ -28,6 +28,8 @@ def main() -> None:
     )
     for code in dict.fromkeys(cell_files.selecting_code(cell.selector) for cell in everything):
         same_code = [cell for cell in everything if cell_files.selecting_code(cell.selector) == code]
+        if any(cell.selection_by(code).exists() for cell in same_code):
+            known.setdefault(code, code)  # its cells go by its own name, and later code is held against them
         made = _made(same_code, lambda cell, earlier: cell.selection_by(earlier), known)
         _compare(
             code, {cell.selector: (cell, path, was) for cell, path, was in made}.values(), _chosen, known

@@ -78,14 +78,14 @@ class ScoredPool:
 
     def part(self, positions: np.ndarray) -> ScoredPool:
         """The pool that has only the rows at these positions, in this order."""
-        refused = {int(p): i for i, p in enumerate(positions) if int(p) in self.contaminated}
+        places = positions.tolist()
         arrays = ("clusters", "status", "prompt_tokens", "response_tokens")
         return replace(
             self,
-            row_ids=[self.row_ids[p] for p in positions],
+            row_ids=[self.row_ids[p] for p in places],
             texts=lambda asked: self.texts(positions[asked]),
             divergences={name: values[positions] for name, values in self.divergences.items()},
-            contaminated={i: self.contaminated[p] for p, i in refused.items()},
+            contaminated={i: self.contaminated[p] for i, p in enumerate(places) if p in self.contaminated},
             **{name: getattr(self, name)[positions] for name in arrays},
         )
 
