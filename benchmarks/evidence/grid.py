@@ -57,6 +57,12 @@ TWO_SEEDS = (
     "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
 )  # fmt: skip
 CONFIRMED = ("random", "paser", WINNER)
+# Rules that are tried where the original model teaches, one seed each before any second one.
+TAUGHT_CANDIDATES = (
+    "size-aware, no filter", "fine clusters, size-aware, no filter", "per-token, by mean", "coverage",
+    "coverage, thrift", "coverage, uniform budget",
+)  # fmt: skip
+TAUGHT_RIVALS = ("top-damage", "longest")
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("K = 4", {"cluster": {"k": 4}}),
     ("K = 8", {"cluster": {"k": 8}}),
@@ -143,13 +149,27 @@ def distilled() -> list[Cell]:
         cell
         for seed in DEVELOPMENT_SEEDS[:3]
         for name in CONFIRMED
-        for cell in plain(name, [seed], recover=TAUGHT)
+        for cell in taught(name, [seed])
+    ]
+
+
+def taught(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
+    """A candidate, or a selector, trained with the original model as teacher."""
+    of = candidate if name in CANDIDATES else plain
+    return of(name, seeds, recover=TAUGHT, **changes)
+
+
+def taught_candidates() -> list[Cell]:
+    """Rules that could be better where the original model teaches."""
+    return [
+        cell for name in (*TAUGHT_CANDIDATES, *TAUGHT_RIVALS) for cell in taught(name, DEVELOPMENT_SEEDS[:1])
     ]
 
 
 PARTS = {
     "confirmation": confirmation,
     "distilled": distilled,
+    "taught": taught_candidates,
     "baselines": baselines,
     "candidates": candidates,
     "ceiling": ceiling,
