@@ -43,12 +43,14 @@ def parts() -> Iterable[str]:
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
+    winner = (grid.WINNER, grid.plain(grid.WINNER, grid.DEVELOPMENT_SEEDS))
     yield against(
         "## Other selectors",
         f"Development pool, Wanda 50 %, 18,000 tokens: mean over the seeds, and the paired difference to "
         f"`{grid.WINNER}` on the seeds that both have. *p*: two-sided, corrected by Holm's method over this table. A "
         f"difference below 0 is in favour of `{grid.WINNER}`, which was chosen on this pool; the confirmation was not.",
         [(name, grid.plain(name, grid.DEVELOPMENT_SEEDS)) for name in ("paser", *rivals())],
+        *winner,
     )
     yield against(
         "## Policies of our own",
@@ -59,8 +61,19 @@ def parts() -> Iterable[str]:
             for name in grid.CANDIDATES
             if name != grid.WINNER
         ],
+        *winner,
     )
     yield distilled()
+    yield against(
+        "### Other rules with the teacher",
+        "The same settings; rules of which the plan says why they could do better there, and two rivals.",
+        [
+            (name, grid.taught(name, grid.DEVELOPMENT_SEEDS))
+            for name in ("random", grid.WINNER, *grid.TAUGHT_CANDIDATES, *grid.TAUGHT_RIVALS)
+        ],
+        "paser",
+        grid.taught("paser", grid.DEVELOPMENT_SEEDS),
+    )
     yield why()
     yield by_capability()
     yield by_task()
@@ -118,16 +131,12 @@ def primary_table() -> str:
                     grid.plain(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
                     for name in ("paser", "random")
                 )
-                a, b = paired(ours, theirs)
-                if not a:
-                    continue
-                j = judge(scheme)
-                found = j.difference(metric, a, b)
-                lines.append(
-                    f"| {SCHEMES[scheme]} | {budget:,} | {share(j.mean(metric, a))} | "
-                    f"{share(j.mean(metric, b))} | {signed(found)} | {verdict(found)} | {len(a)} | "
-                    f"{number(found['sd'])} | {number(found['least'])} |"
-                )
+                if sides := _sides(metric, scheme, ours, theirs):
+                    a, b, difference, found = sides
+                    lines.append(
+                        f"| {SCHEMES[scheme]} | {budget:,} | {a} | {b} | {difference} | "
+                        f"{number(found['sd'])} | {number(found['least'])} |"
+                    )
         if lines:
             head = f"| scheme | tokens | `paser` | `random` | {metric}: difference | | seeds | sd | least |"
             blocks.append("\n".join([head, "|---|--:|--:|--:|--:|---|--:|--:|--:|", *lines]))
@@ -167,7 +176,7 @@ def confirmation() -> str:
 
 def distilled() -> str:
     """The same comparison where the original model teaches."""
-    of = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS, recover=grid.TAUGHT) for name in grid.CONFIRMED}
+    of = {name: grid.taught(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
     plain = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
     blocks = []
     for metric in METRICS:
@@ -198,15 +207,25 @@ def _compared(
     what: str, metric: str, scheme: str, one: str, other: str, ours: list[Cell], theirs: list[Cell]
 ) -> str:
     """One line: a selector, another, and the paired difference; empty where no seed has both."""
+    sides = _sides(metric, scheme, ours, theirs)
+    if not sides:
+        return ""
+    a, b, difference, _ = sides
+    return f"| {what} | `{one}` | {a} | `{other}` | {b} | {difference} |"
+
+
+def _sides(
+    metric: str, scheme: str, ours: list[Cell], theirs: list[Cell]
+) -> tuple[str, str, str, Row] | None:
+    """Of the seeds that both have: either side, then difference, verdict and seeds as three columns, and
+    the difference as numbers; None without such a seed."""
     a, b = paired(ours, theirs)
     if not a:
-        return ""
+        return None
     j = judge(scheme)
     found = j.difference(metric, a, b)
-    return (
-        f"| {what} | `{one}` | {share(j.mean(metric, a))} | `{other}` | {share(j.mean(metric, b))} | "
-        f"{signed(found)} | {verdict(found)} | {len(a)} |"
-    )
+    difference = f"{signed(found)} | {verdict(found)} | {len(a)}"
+    return share(j.mean(metric, a)), share(j.mean(metric, b)), difference, found
 
 
 def why() -> str:
@@ -291,8 +310,10 @@ def differences_figure() -> str:
     )
 
 
-def against(title: str, text: str, named: Sequence[tuple[str, list[Cell]]]) -> str:
-    base = grid.plain(grid.WINNER, grid.DEVELOPMENT_SEEDS)
+def against(
+    title: str, text: str, named: Sequence[tuple[str, list[Cell]]], to: str, base: Sequence[Cell]
+) -> str:
+    """Each of the named against one that all are compared to, with Holm's correction over the table."""
     blocks = []
     for metric in METRICS:
         found = {}
@@ -304,16 +325,14 @@ def against(title: str, text: str, named: Sequence[tuple[str, list[Cell]]]) -> s
         reference = list(trained(base).values())
         if not found or not reference:
             return ""
-        lines = [
-            f"| `{grid.WINNER}` | {share(judge(WANDA).mean(metric, reference))} | | | | {len(reference)} |"
-        ]
+        lines = [f"| `{to}` | {share(judge(WANDA).mean(metric, reference))} | | | | {len(reference)} |"]
         for name in sorted(found, key=lambda n: -found[n][0]["value"]):
             difference, ours = found[name]
             lines.append(
                 f"| `{name}` | {share(judge(WANDA).mean(metric, ours))} | {signed(difference)} | "
                 f"{corrected[name]:.3f} | {verdict(difference, corrected[name])} | {len(ours)} |"
             )
-        head = f"| | {metric} | minus `{grid.WINNER}` | *p* (Holm) | | seeds |"
+        head = f"| | {metric} | minus `{to}` | *p* (Holm) | | seeds |"
         blocks.append("\n".join([head, "|---|--:|--:|--:|---|--:|", *lines]))
     return f"{title}\n\n{text}\n\n" + "\n\n".join(blocks)
 
