@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -413,24 +414,35 @@ def sensitivity() -> str:
 
 
 def ceiling() -> str:
-    dense = cell_files.untrained(DENSE)
+    """The dense model on rows that were chosen for the pruned one, and how near to it those led."""
+    dense, pruned = cell_files.untrained(DENSE), cell_files.untrained(WANDA)
     j = judge(DENSE)
-    lines = [f"| dense | {float(j.rows.units[0] @ dense['loss']):.3f} | 0 | "
-             f"{share(j.mean('task accuracy', [dense]))} |"]  # fmt: skip
+
+    def held_out(found: Row, key: str) -> float:
+        return float(j.rows.units[0] @ found[key])
+
+    accuracy = share(j.mean("task accuracy", [dense]))
+    lines = [
+        f"| no training | {held_out(dense, 'loss'):.3f} | 0 | {accuracy} | {held_out(pruned, 'loss'):.3f} | |"
+    ]
     for cell in grid.ceiling():
-        found = cell.training_if_done()
-        if found is not None:
-            loss, jsd = (float(j.rows.units[0] @ found[key]) for key in ("loss", "jsd"))
-            accuracy = share(j.mean("task accuracy", [found]))
-            lines.append(
-                f"| dense, trained on rows of `{cell.selector}` | {loss:.3f} | {jsd:.3f} | {accuracy} |"
-            )
+        found, recovered = cell.training_if_done(), replace(cell, train=None).training_if_done()
+        if found is None or recovered is None:
+            continue
+        top, reached, start = (held_out(one, "loss") for one in (found, recovered, pruned))
+        lines.append(
+            f"| rows of `{cell.selector}` | {top:.3f} | {held_out(found, 'jsd'):.3f} | "
+            f"{share(j.mean('task accuracy', [found]))} | {reached:.3f} | {(start - reached) / (start - top):.2f} |"
+        )
     if len(lines) < 2:
         return ""
     return "\n".join(
         ["## The ceiling: what training gives the dense model", "",
          "What the dense model gains from the same rows is format, not healing; its JSD is how far the rows lead away from "
-         "the dense model.", "", "| | held-out loss | JSD to dense | task accuracy |", "|---|--:|--:|--:|", *lines]
+         "the dense model. *Healed*: how much of the way from the pruned model's loss to that of the dense model "
+         "trained on the same rows the pruned model went. Seed 1, Wanda 50 %, 18,000 tokens.", "",
+         "| | dense: held-out loss | JSD to dense | task accuracy | pruned: held-out loss | healed |",
+         "|---|--:|--:|--:|--:|--:|", *lines]
     )  # fmt: skip
 
 
