@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from paser.artifacts import fingerprint, read_json, read_rows, sha256_path, write_json, write_jsonl
 from paser.cache import Cache
 from paser.errors import PaserError, SettingsError
-from paser.evaluation.paired import CLOSED, FIDELITY, Judge, holm, verdict
+from paser.evaluation.paired import CLOSED, FIDELITY, Judge, holm, shown, verdict
 from paser.evaluation.table import with_interval
 from paser.lineage.record import code_digest, package_versions
 from paser.models.workload import CODE, finite, fused_arrays, open_models
@@ -310,7 +310,7 @@ def table(found: Row) -> RenderableType:
                 f"{entry['rows']:.0f}",
                 with_interval(entry[metric]),
                 with_interval(against) if against else "",
-                f"{against['holm']:.3f}" if against else "",
+                shown(against["holm"]) if against else "",
                 verdict(against, against["holm"]) if against else "",
             )
         parts.append(lines)

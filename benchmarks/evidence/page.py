@@ -15,7 +15,7 @@ from benchmarks.evidence import figures, grid
 from benchmarks.evidence.analysis import METRICS, judge_of, paired, trained
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, SCHEMES, scores, task_items, world
-from paser.evaluation.paired import Judge, holm, verdict
+from paser.evaluation.paired import Judge, holm, shown, verdict
 from paser.progress import duration, say
 
 PAGE = ROOT / "docs/evidence.md"
@@ -331,7 +331,7 @@ def against(
             difference, ours = found[name]
             lines.append(
                 f"| `{name}` | {share(judge(WANDA).mean(metric, ours))} | {signed(difference)} | "
-                f"{corrected[name]:.3f} | {verdict(difference, corrected[name])} | {len(ours)} |"
+                f"{shown(corrected[name])} | {verdict(difference, corrected[name])} | {len(ours)} |"
             )
         head = f"| | {metric} | minus `{to}` | *p* (Holm) | | seeds |"
         blocks.append("\n".join([head, "|---|--:|--:|--:|---|--:|", *lines]))

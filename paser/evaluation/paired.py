@@ -166,3 +166,8 @@ def verdict(difference: Mapping[str, Any], p: float | None = None) -> str:
     if difference["low"] <= 0 <= difference["high"] or (p is not None and p > 0.05):
         return "tie"
     return "ahead" if difference["value"] > 0 else "behind"
+
+
+def shown(p: float) -> str:
+    """A p-value as tables have it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paser.evaluation.paired import RESAMPLES, Judge, draws, holm, verdict
+from paser.evaluation.paired import RESAMPLES, Judge, draws, holm, shown, verdict
 
 LABELS = ["a", "a", "a", "b", "b"]
 
@@ -92,3 +92,9 @@ def test_a_difference_counts_where_interval_and_corrected_p_agree() -> None:
     assert verdict(ahead, 0.06) == "tie"
     assert verdict(ahead | {"low": -0.02}, 0.01) == "tie"
     assert verdict(ahead | {"seeds": 1}) == "one seed"
+
+
+def test_a_small_p_value_is_never_shown_as_nothing() -> None:
+    assert [shown(p) for p in (0.0001, 0.00099, 0.001, 0.0273, 1.0)] == [
+        "< 0.001", "< 0.001", "0.001", "0.027", "1.000",
+    ]  # fmt: skip
