@@ -324,8 +324,8 @@ class SelectSettings(Group):
 
 def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values by dotted keys, as `params.yaml` and `dvc.lock` have them, with what the selector says for
-    `auto`."""
-    selector = params.get("select.selector", SelectSettings.model_fields["selector"].default)
+    `auto`; those of a time before selectors had names are the paper's."""
+    selector = params.get("select.selector", "paser")
     rule = SelectSettings.RULES.get(str(selector), {})
     said = {f"select.{key}": value for key, value in rule.items()}
     return {key: said.get(key, value) if value == AUTO else value for key, value in params.items()}

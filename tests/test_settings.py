@@ -51,6 +51,11 @@ def test_auto_is_resolved_by_the_selector_of_the_same_file() -> None:
     assert resolved({"select.policy": "damage"}) == {"select.policy": "damage"}
 
 
+def test_values_of_a_time_before_selectors_had_names_are_the_papers() -> None:
+    stated = {"select.policy": "auto", "select.strictness": "auto"}
+    assert resolved(stated) == {"select.policy": "damage", "select.strictness": 1.0}
+
+
 @pytest.mark.parametrize("scheme", PRUNE_OPTIONS)
 def test_params_yaml_names_the_options_of_each_scheme_with_their_defaults(scheme: str) -> None:
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")

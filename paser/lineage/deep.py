@@ -41,7 +41,7 @@ def derive_again(record: Record, locate: Callable[[str], Path]) -> Derived:
     params = record["params"]
     content = {
         "seed": record["seed"],
-        "select": params["select"],
+        "select": {"selector": "paser", **params["select"]},  # older records name no selector
         "pool": {"near_duplicate": params["pool.near_duplicate"]},
     }
     return derive(read_inputs(locate), parse_settings(content, "the record of select"))

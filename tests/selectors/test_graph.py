@@ -19,10 +19,10 @@ from paser.selectors.damage import decide, measure
 from paser.selectors.graph import read_graph, write_graphml
 from paser.selectors.protocol import ScoredPool, resolve_budget
 from paser.selectors.tables import decision_batches
-from paser.settings import SelectSettings
+from paser.selectors.damage import PaserSettings
 from tests.selectors.scored import pool, texts
 
-SETTINGS = SelectSettings(budget="6000 tokens", concepts=5, phrase_words=2)
+SETTINGS = PaserSettings(budget="6000 tokens", concepts=5, phrase_words=2)
 
 
 def clashing(count: int, seed: int) -> tuple[ScoredPool, list[str]]:
@@ -34,7 +34,7 @@ def clashing(count: int, seed: int) -> tuple[ScoredPool, list[str]]:
     return replace(pool(count, seed), texts=texts([f"{line}\n" for line in lines])), lines
 
 
-def write(folder: Path, scored: ScoredPool, lines: list[str], settings: SelectSettings) -> Outcome:
+def write(folder: Path, scored: ScoredPool, lines: list[str], settings: PaserSettings) -> Outcome:
     """What stage `select` writes; returns what its algorithm held in memory."""
     selection, _, report = choose(scored, settings, 1, {})
     rows = [

@@ -14,11 +14,11 @@ from paser.errors import SettingsError, StageError
 from paser.pool.contamination import Probe
 from paser.records import Sample, draw_key, sample_to_row
 from paser.selectors.choose import choose, contaminated
-from paser.selectors.damage import PaserSelector
+from paser.selectors.damage import PaserSelector, PaserSettings
 from paser.selectors.protocol import resolve_budget
 from paser.selectors.random import RandomSelector
 from paser.selectors.tables import decision_batches, prompts, scored_pool, training_rows
-from paser.settings import Budget, SelectSettings
+from paser.settings import Budget
 from tests.selectors.scored import changed, part, pool, texts
 
 NAMES = {0: "zero", 1: "one", 2: "two"}
@@ -26,7 +26,7 @@ NAMES = {0: "zero", 1: "one", 2: "two"}
 
 def test_most_damaged_cluster_gets_most_and_its_most_efficient_rows() -> None:
     rows = pool()
-    selection = PaserSelector(SelectSettings())(rows, 18, "rows")
+    selection = PaserSelector(PaserSettings())(rows, 18, "rows")
     entries = {c["cluster"]: c for c in selection.report["clusters"]}
     assert entries[2]["accepted"] > entries[1]["accepted"] > entries[0]["accepted"]
     assert sum(c["spent"] for c in entries.values()) == 18 == len(selection.positions)
@@ -40,7 +40,7 @@ def test_most_damaged_cluster_gets_most_and_its_most_efficient_rows() -> None:
 
 def test_the_control_has_the_same_training_tokens_within_a_sample() -> None:
     rows = pool(300)
-    selection, control, report = choose(rows, SelectSettings(budget="20%"), 3, NAMES)
+    selection, control, report = choose(rows, PaserSettings(budget="20%"), 3, NAMES)
     assert report["rows"] == 60 == len(selection.positions)
     assert 0 <= report["tokens"] - report["control"]["tokens"] < rows.tokens.min()
     assert set(control.positions) != set(selection.positions)
@@ -49,7 +49,7 @@ def test_the_control_has_the_same_training_tokens_within_a_sample() -> None:
 
 def test_a_token_budget_is_spent_within_one_sample() -> None:
     rows = pool(300)
-    selection, _, report = choose(rows, SelectSettings(budget="2000 tokens"), 3, NAMES)
+    selection, _, report = choose(rows, PaserSettings(budget="2000 tokens"), 3, NAMES)
     spent = rows.tokens[selection.accepted].sum()
     assert report["spent"] == spent
     assert 2000 - rows.tokens.min() < spent <= 2000
@@ -59,7 +59,7 @@ def test_unusable_rows_are_rejected_with_their_reason() -> None:
     broken = replace(
         changed(pool(12), {0: "nonfinite", 1: "no_response"}), contaminated={2: "shares words with 'Who?'"}
     )
-    selection, control, report = choose(broken, SelectSettings(budget="100%"), 1, NAMES)
+    selection, control, report = choose(broken, PaserSettings(budget="100%"), 1, NAMES)
     assert selection.reasons[:3].tolist() == ["nonfinite", "no_response", "contaminated"]
     assert selection.detail(0) == "score status nonfinite"
     assert selection.detail(2) == "shares words with 'Who?'"
@@ -70,7 +70,7 @@ def test_unusable_rows_are_rejected_with_their_reason() -> None:
 
 
 def test_a_budget_above_the_pool_takes_everything_and_warns(capsys: pytest.CaptureFixture[str]) -> None:
-    selection, _, report = choose(pool(12), SelectSettings(budget="500"), 1, NAMES)
+    selection, _, report = choose(pool(12), PaserSettings(budget="500"), 1, NAMES)
     assert len(selection.positions) == 12
     assert "larger than the pool's 12" in capsys.readouterr().err
     assert report["unspent"] == 488
@@ -85,7 +85,7 @@ def test_a_share_below_one_row_is_an_error() -> None:
 def test_nothing_usable_is_an_error() -> None:
     rows = changed(pool(4), dict.fromkeys(range(4), "nonfinite"))
     with pytest.raises(StageError, match=r"none of the 4 rows .* nonfinite 4"):
-        choose(rows, SelectSettings(), 0, NAMES)
+        choose(rows, PaserSettings(), 0, NAMES)
 
 
 def test_random_depends_on_the_seed_and_not_on_row_order() -> None:
@@ -121,13 +121,13 @@ def test_the_control_does_not_miss_what_the_held_out_draw_took() -> None:
 
 def test_a_budget_above_the_pool_takes_only_what_the_filter_accepts() -> None:
     rows = replace(pool(3), texts=texts(["red fox, green owl", "green owl", "red fox"]))
-    selection, _, report = choose(rows, SelectSettings(budget="500"), 1, NAMES)
+    selection, _, report = choose(rows, PaserSettings(budget="500"), 1, NAMES)
     assert sorted(selection.reasons) == ["conflict", "selected", "selected"]
     assert "refused 1 rows" in report["cause"]
 
 
 def test_floor_means_rows_also_in_a_token_budget() -> None:
-    settings = SelectSettings(budget="1200 tokens", policy="damage_power", gamma=9.0, floor=2)
+    settings = PaserSettings(budget="1200 tokens", policy="damage_power", gamma=9.0, floor=2)
     selection, _, _ = choose(pool(90), settings, 1, NAMES)
     assert min(c["accepted"] for c in selection.report["clusters"]) >= 2
 
@@ -137,7 +137,7 @@ def test_another_divergence_decides_over_budget_and_order(divergence: str) -> No
     rows = pool(90)
     turned = rows.divergences["jsd"].max() - rows.divergences["jsd"]
     rows = replace(rows, divergences={**rows.divergences, divergence: turned}, divergence=divergence)
-    selection, _, report = choose(rows, SelectSettings(budget="18"), 1, NAMES)
+    selection, _, report = choose(rows, PaserSettings(budget="18"), 1, NAMES)
     entries = {c["cluster"]: c for c in report["clusters"]}
     assert entries[0]["accepted"] > entries[2]["accepted"]
     assert entries[0]["damage"] == pytest.approx(turned[0::3].mean())
@@ -154,7 +154,7 @@ def test_a_cluster_that_pruning_improved_gets_nothing_by_loss_increase() -> None
     rows = pool(90)
     increase = np.choose(rows.clusters, [-0.5, 0.1, 0.3])
     rows = replace(rows, divergences={**rows.divergences, "delta_loss": increase}, divergence="delta_loss")
-    _, _, report = choose(rows, SelectSettings(budget="12"), 1, NAMES)
+    _, _, report = choose(rows, PaserSettings(budget="12"), 1, NAMES)
     assert [c["allocated"] for c in report["clusters"]] == [0, 3, 9]
     assert report["clusters"][0]["damage"] == pytest.approx(-0.5)
 
@@ -164,7 +164,7 @@ def test_a_row_without_the_divergence_asked_for_is_not_chosen() -> None:
     kl = np.ones(9)
     kl[4] = np.nan
     rows = replace(rows, divergences={**rows.divergences, "kl": kl}, divergence="kl")
-    selection, _, _ = choose(rows, SelectSettings(budget="100%"), 1, NAMES)
+    selection, _, _ = choose(rows, PaserSettings(budget="100%"), 1, NAMES)
     assert (selection.reasons[4], selection.detail(4)) == ("nonfinite", "kl is not finite")
 
 
@@ -225,7 +225,7 @@ def test_divergences_are_read_where_they_are_and_missed_only_when_asked_for() ->
 
 def test_every_row_has_one_decision_in_the_table(tmp_path: Any) -> None:
     rows = replace(changed(pool(30), {3: "nonfinite"}), contaminated={5: "'Who?'"})
-    selection, _, _ = choose(rows, SelectSettings(budget="6"), 1, NAMES)
+    selection, _, _ = choose(rows, PaserSettings(budget="6"), 1, NAMES)
     write_batches(tmp_path / "d.parquet", "decisions", decision_batches(rows, selection))
     decided = read_rows(tmp_path / "d.parquet", "decisions")
     assert [d["row_id"] for d in decided] == list(rows.row_ids)
@@ -253,7 +253,7 @@ def test_contamination_is_looked_up_by_position_and_skipped_without_evaluation()
 def test_training_order_mixes_clusters() -> None:
     table, clusters, scores = tables(90)
     rows = scored_pool(table, clusters, scores, {})
-    selection, _, _ = choose(rows, SelectSettings(budget="50%"), 3, NAMES)
+    selection, _, _ = choose(rows, PaserSettings(budget="50%"), 3, NAMES)
     lines = list(training_rows(table, rows, selection, 3))
     assert {line["row_id"] for line in lines} == {rows.row_ids[i] for i in selection.positions}
     first = lines[0]
