@@ -121,6 +121,20 @@ def test_no_cell_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_world")
+def test_equal_steps_choose_the_batch_by_the_rows_and_share_the_cells_of_the_default_one() -> None:
+    plain, equal = grid.plain("paser", [1])[0], grid.plain("paser", [1], steps=18)[0]
+    assert plain.selection_path == equal.selection_path
+    assert plain.changes(180) == {}
+    for rows, batch in ((80, 4), (116, 6), (141, 8), (179, 10), (198, 11), (3, 1)):
+        found = cells.recover_settings(equal.changes(rows))
+        assert (found.batch_size, found.batch_size % found.micro_batch_size) == (batch, 0)
+    assert cells.recover_settings(equal.changes(141)) == cells.recover_settings()
+    few, default = ([f"r1-{i}" for i in range(n)] for n in (80, 141))
+    assert plain.training_path(default) == equal.training_path(default)
+    assert plain.training_path(few) != equal.training_path(few)
+
+
+@pytest.mark.usefixtures("small_world")
 def test_only_seeds_that_both_sides_have_are_paired() -> None:
     for name, seeds in (("paser", (1, 2, 3)), ("random", (2, 3, 4))):
         for cell in grid.plain(name, seeds):

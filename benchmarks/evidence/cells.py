@@ -84,7 +84,8 @@ class Cell:
     `name`: what the page calls it. `selector` and `options`: of paser/selectors/registry.py. `cluster`:
     changed settings of the clusters. `temperature`: of the divergence. `train`: the scheme whose model is
     trained, where it is not the one that was selected for (the ceiling). `recover`: changed settings of the
-    training.
+    training. `steps`: optimiser steps an epoch that the size of a batch is chosen for, in place of the
+    default size, which takes more steps the more rows there are.
     """
 
     pool: str
@@ -98,6 +99,7 @@ class Cell:
     temperature: float = 1.0
     train: str | None = None
     recover: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
 
     @property
     def trained(self) -> str:
@@ -134,13 +136,20 @@ class Cell:
             "original": worlds.model_key(DENSE),
             "rows": list(row_ids),
             "seed": self.seed,
-            "recover": training_settings(self.recover),
+            "recover": training_settings(self.changes(len(row_ids))),
             "held_out": [row["row_id"] for row in world().held_out],
             "tasks": [[task.name, task.key, TASK_ITEMS] for task in worlds.tasks()],
             "code": code,
             "libraries": libraries(),
         }
         return RESULTS / "trainings" / f"{fingerprint(key)[:20]}.json"
+
+    def changes(self, rows: int) -> Row:
+        """Changed settings of the training on so many rows."""
+        if not (self.steps and rows):
+            return dict(self.recover)
+        batch = max(round(rows / self.steps), 1)
+        return {**self.recover, "batch_size": batch, "micro_batch_size": micro_batch(batch)}
 
     def training_if_done(self) -> Row | None:
         """What the cell found, where selection and training were done."""
@@ -151,7 +160,7 @@ class Cell:
 
 
 # What a cell has that does not decide its rows.
-OF_TRAINING = ("name", "train", "recover")
+OF_TRAINING = ("name", "train", "recover", "steps")
 # Those that do not look at the pruned model: their rows serve every scheme.
 BLIND = ("random", "full", "longest", "k-centre", "prototypes", "instruction-mining")
 
@@ -195,6 +204,11 @@ def libraries() -> Row:
 
 def recover_settings(changes: Mapping[str, Any] | None = None) -> RecoverSettings:
     return RecoverSettings.model_validate({"epochs": 2, "max_tokens": MAX_TOKENS, **(changes or {})})
+
+
+def micro_batch(batch: int) -> int:
+    """The largest divisor of a batch between 2 and 7, or the batch; of the default, 8, the default 4."""
+    return max((size for size in range(2, 8) if batch % size == 0), default=batch)
 
 
 def training_settings(changes: Mapping[str, Any]) -> Row:
@@ -316,7 +330,7 @@ def trained_on(cell: Cell, ids: Sequence[str]) -> Row:
     path = worlds.model_path(cell.trained)
     model, tokenizer = load_causal_lm(path, dtype=torch.bfloat16), load_tokenizer(path)
     encoder = SampleEncoder(tokenizer)
-    settings = recover_settings(cell.recover)
+    settings = recover_settings(cell.changes(len(ids)))
     extras = Extras()
     if settings.distill.weight:
         extras = Extras(teacher=load_causal_lm(worlds.model_path(DENSE), dtype=torch.bfloat16))

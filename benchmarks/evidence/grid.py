@@ -68,6 +68,9 @@ TAUGHT_CANDIDATES = (
     "coverage, thrift", "coverage, uniform budget",
 )  # fmt: skip
 TAUGHT_RIVALS = ("top-damage", "longest")
+# Optimiser steps an epoch of random rows at the larger budget and the default batch.
+STEPS = 18
+STEPS_COMPARED = ("random", "paser", WINNER, "longest")
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("K = 4", {"cluster": {"k": 4}}),
     ("K = 8", {"cluster": {"k": 8}}),
@@ -168,10 +171,21 @@ def taught_candidates() -> list[Cell]:
     ]
 
 
+def equal_steps() -> list[Cell]:
+    """Selections at as many optimiser steps an epoch as random rows take with the default batch."""
+    return [
+        cell
+        for recover in ({}, TAUGHT)
+        for name in STEPS_COMPARED
+        for cell in plain(name, DEVELOPMENT_SEEDS[:1], recover=recover, steps=STEPS)
+    ]
+
+
 PARTS = {
     "confirmation": confirmation,
     "distilled": distilled,
     "taught": taught_candidates,
+    "steps": equal_steps,
     "baselines": baselines,
     "candidates": candidates,
     "ceiling": ceiling,

@@ -75,6 +75,7 @@ def parts() -> Iterable[str]:
         "paser",
         grid.taught("paser", grid.DEVELOPMENT_SEEDS),
     )
+    yield equal_steps()
     yield why()
     yield by_capability()
     yield by_task()
@@ -198,6 +199,29 @@ def distilled() -> str:
         "on the chosen rows, not their responses. Development pool, Wanda 50 %, 18,000 tokens.\n\n"
         + "\n\n".join(blocks)
     )
+
+
+def equal_steps() -> str:
+    """What is left of the differences where all take as many optimiser steps."""
+    lines = []
+    for teacher, recover in (("no", {}), ("yes", grid.TAUGHT)):
+        for name in grid.STEPS_COMPARED:
+            for steps in (None, grid.STEPS):
+                seeds = grid.DEVELOPMENT_SEEDS[:1]
+                found = list(trained(grid.plain(name, seeds, recover=recover, steps=steps)).values())
+                if found:
+                    values = " | ".join(f"{judge(WANDA).mean(m, found)['value']:.3f}" for m in METRICS)
+                    lines.append(
+                        f"| {teacher} | `{name}` | {'equal' if steps else 'by rows'} | {found[0]['steps']} | {values} |"
+                    )
+    if not any("| equal |" in line for line in lines):
+        return ""
+    return "\n".join(
+        ["## At equal optimiser steps", "",
+         "A batch has 8 rows, so at equal tokens a selection of many short rows takes more optimiser steps. Here the batch is as large "
+         f"as gives about {2 * grid.STEPS} steps in two epochs, whatever the rows. Seed 1, Wanda 50 %, 18,000 tokens.", "",
+         "| teacher | | steps | | " + " | ".join(METRICS) + " |", "|---|---|---|--:|--:|--:|--:|", *lines]
+    )  # fmt: skip
 
 
 def _compared_head(metric: str) -> str:
