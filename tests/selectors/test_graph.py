@@ -15,11 +15,10 @@ from paser.artifacts import write_batches, write_json, write_jsonl
 from paser.errors import PaserError
 from paser.method.selection import Outcome
 from paser.selectors.choose import choose
-from paser.selectors.damage import decide, measure
+from paser.selectors.damage import PaserSettings, decide, measure
 from paser.selectors.graph import read_graph, write_graphml
 from paser.selectors.protocol import ScoredPool, resolve_budget
 from paser.selectors.tables import decision_batches
-from paser.selectors.damage import PaserSettings
 from tests.selectors.scored import pool, texts
 
 SETTINGS = PaserSettings(budget="6000 tokens", concepts=5, phrase_words=2)
