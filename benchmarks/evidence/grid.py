@@ -67,7 +67,7 @@ TAUGHT_CANDIDATES = (
     "size-aware, no filter", "fine clusters, size-aware, no filter", "per-token, by mean", "coverage",
     "coverage, thrift", "coverage, uniform budget",
 )  # fmt: skip
-TAUGHT_RIVALS = ("top-damage", "longest")
+TAUGHT_RIVALS = ("random", "paser", WINNER, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
 STEPS_COMPARED = ("random", "paser", WINNER, "longest")
@@ -165,20 +165,22 @@ def taught(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
 
 
 def taught_candidates() -> list[Cell]:
-    """Rules that could be better where the original model teaches."""
-    return [
-        cell for name in (*TAUGHT_CANDIDATES, *TAUGHT_RIVALS) for cell in taught(name, DEVELOPMENT_SEEDS[:1])
-    ]
+    """Rules that could be better where the original model teaches, at equal steps."""
+    names = (*TAUGHT_CANDIDATES, *TAUGHT_RIVALS)
+    return [cell for name in names for cell in taught(name, DEVELOPMENT_SEEDS[:1], steps=STEPS)]
 
 
 def equal_steps() -> list[Cell]:
-    """Selections at as many optimiser steps an epoch as random rows take with the default batch."""
-    return [
+    """Selections at as many optimiser steps an epoch as random rows take with the default batch; with the
+    teacher also at twice as many."""
+    equal = [
         cell
         for recover in ({}, TAUGHT)
         for name in STEPS_COMPARED
         for cell in plain(name, DEVELOPMENT_SEEDS[:1], recover=recover, steps=STEPS)
     ]
+    more = [cell for name in CONFIRMED for cell in taught(name, DEVELOPMENT_SEEDS[:1], steps=2 * STEPS)]
+    return equal + more
 
 
 PARTS = {
