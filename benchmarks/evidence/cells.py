@@ -36,10 +36,11 @@ from paser.recovery.batches import TrainingRow
 from paser.recovery.lora import Extras, fine_tune
 from paser.recovery.masked import merged
 from paser.recovery.token_pruning import token_pruned
-from paser.selectors.registry import selector, selectors
+from paser.selectors.registry import CLUSTERS, EMBEDDINGS, MODELS, TARGETS, selector, selectors
+from paser.selectors.registry import SMALL as NEEDS_SMALL
 from paser.selectors.resources import Models, Resources, opener
 from paser.selectors.tables import scored_pool
-from paser.settings import RecoverSettings
+from paser.settings import ClusterSettings, RecoverSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks/results/evidence"
 EQUAL = RESULTS / "equal.json"
-# Code that decides a trained model and its measures, and code that decides a selection; of the selectors
-# themselves only those modules that have a part in it, so that a new selector leaves the others' cells alone.
+# Code that decides a trained model and its measures, and code that decides a selection; of the selectors that
+# read models only those modules that have a part in it.
 PASSES = tuple(f"paser/models/{name}.py" for name in ("packing", "passes", "tokenwise", "tokens"))
 TRAINER = tuple(f"paser/recovery/{name}.py" for name in ("batches", "lora", "masked", "objective"))
 TRAINING = (
@@ -56,9 +57,8 @@ TRAINING = (
     "paser/evaluation/items.py",
 )  # fmt: skip
 SELECTING = ("paser/method", "paser/pool", "paser/models/encoder.py", *PASSES, *TRAINER)
-SHARED = ("protocol", "filling", "resources", "tables")
-OWN = ("damage", "ablations", "ranked", "random", "coverage", "geometric")
-LATER = {"per-token": ("damage", "ranked"), "recoverable": ("damage", "ranked")}
+SHARED = ("protocol", "filling", "resources", "tables", "random", "registry")
+BY_TABLES = ("damage", "ablations", "ranked", "coverage", "geometric")
 BY_MODELS = {
     "ifd": "readings", "ifd-small": "readings", "nuggets": "readings", "q-tuning": "readings",
     "instruction-mining": "mining", "el2n": "dynamics", "grand": "dynamics",
@@ -68,6 +68,15 @@ BY_MODELS = {
 # Of one cell, so that the same bits come out whatever runs beside it.
 THREADS = 1
 LIBRARIES = ("torch", "transformers", "peft", "lm-eval")
+SELECTING_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "sentence-transformers",
+)
 Row = dict[str, Any]
 
 
@@ -117,13 +126,18 @@ class Cell:
         asked = {k: v for k, v in asdict(self).items() if k not in OF_TRAINING}
         if not needs_models(self.selector):
             asked["scheme"] = None
+        needs = selectors()[self.selector].needs
         return {
             **asked,
+            "options": rule(self),
+            "settings": selecting_settings(self),
             "model": worlds.model_key(self.scheme) if needs_models(self.selector) else None,
+            "small": worlds.model_key(worlds.SMALL) if NEEDS_SMALL in needs else None,
             "world": world().digest,
+            "targets": [row["row_id"] for row in world().targets] if TARGETS in needs else None,
+            "encoder": worlds.encoder_digest() if {EMBEDDINGS, CLUSTERS} & needs else None,
             "code": code,
-            "libraries": libraries(),
-            **({"rule": rule(self)} if self.selector in LATER else {}),
+            "libraries": {name: version(name) for name in SELECTING_LIBRARIES},
         }
 
     def training_path(self, row_ids: Sequence[str]) -> Path:
@@ -171,9 +185,8 @@ def needs_models(name: str) -> bool:
 
 @functools.cache
 def selecting_code(name: str) -> str:
-    own = (BY_MODELS[name], "training") if name in BY_MODELS else LATER.get(name, OWN)
-    modules = (*SHARED, *own)
-    return worlds.meaning((*SELECTING, *(f"paser/selectors/{module}.py" for module in modules)))
+    own = (BY_MODELS[name], "reading", "training") if name in BY_MODELS else BY_TABLES
+    return worlds.meaning((*SELECTING, *(f"paser/selectors/{module}.py" for module in (*SHARED, *own))))
 
 
 @functools.cache
@@ -184,6 +197,25 @@ def training_code() -> str:
 def rule(cell: Cell) -> Row:
     """The options as they are resolved, with the defaults of the selector."""
     return selectors()[cell.selector].options.model_validate(dict(cell.options)).model_dump(mode="json")
+
+
+def selecting_settings(cell: Cell) -> Row:
+    """Settings of the product that decide a selection, beside the options of the selector."""
+    settings = worlds.settings()
+    found: Row = {
+        "score": settings.score.model_copy(update={"temperature": cell.temperature}).model_dump(mode="json")
+    }
+    needs = selectors()[cell.selector].needs
+    if CLUSTERS in needs:
+        found["cluster"] = clustering(cell).model_dump(mode="json")
+        found["concepts"] = [settings.select.concepts, settings.select.phrase_words]
+    if MODELS in needs:
+        found["recover"] = training_settings({})
+    return found
+
+
+def clustering(cell: Cell) -> ClusterSettings:
+    return worlds.settings().cluster.model_copy(update={"stability_runs": 0, **cell.cluster})
 
 
 def known_as(meaning: str) -> str:
@@ -257,11 +289,12 @@ def chosen_rows(cell: Cell) -> Row:
     set_threads(THREADS)
     losses = [np.array([row[f"loss_{m}"] for row in scores], dtype=float) for m in ("original", "pruned")]
     samples = [row_to_sample(row) for row in drawn]
+    needs = selectors()[cell.selector].needs  # targets only for those that cannot do without
     models = Models(
         pruned=opener(worlds.model_path(cell.scheme), torch.bfloat16),
         samples=lambda places: [samples[i] for i in places],
         small=opener(worlds.model_path(worlds.SMALL), torch.bfloat16),
-        targets=[row_to_sample(row) for row in world().targets],
+        targets=[row_to_sample(row) for row in world().targets] if TARGETS in needs else (),
         recover=recover_settings(),
         max_tokens=MAX_TOKENS,
     )
@@ -289,13 +322,12 @@ def chosen_rows(cell: Cell) -> Row:
 def clustered(cell: Cell, drawn: Sequence[Row], vectors: np.ndarray) -> tuple[np.ndarray, int]:
     """Cluster of each drawn row, and their number."""
     settings = worlds.settings()
-    chosen = settings.cluster.model_copy(update={"stability_runs": 0, **cell.cluster})
     prompts = [row_to_sample(row).prompt for row in drawn]
     grouping = group(
         vectors,
         vectors[:0],
         lambda positions: [prompts[i] for i in positions],
-        chosen,
+        clustering(cell),
         (settings.select.concepts, settings.select.phrase_words),
         cell.seed,
     )

@@ -24,6 +24,7 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "per-token, size alone": ("per-token", {"policy": "proportional"}, {}),
     "per-token, uniform budget": ("per-token", {"policy": "uniform"}, {}),
     "per-token, by mean": ("per-token", {"order": "mean"}, {}),
+    "per-token, no damage": ("per-token-no-damage", {}, {}),
     "recoverable": ("recoverable", {}, {}),
     "recoverable, fine clusters": ("recoverable", {}, FINE),
     "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),
@@ -40,28 +41,32 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coverage, no noise": ("coverage", {"noise": 0.05}, {}),
     "coverage, thrift": ("coverage", {"thrift": 0.5}, {}),
     "coverage, size alone": ("coverage", {"power": 0.0, "policy": "proportional"}, {}),
-    "total damage": ("total-damage", {}, {}),
     "loss increase, size-aware, no filter": (
         "paser", {"divergence": "delta_loss", "policy": "damage_size", "strictness": 0.0}, {},
     ),
     "coverage, loss increase": ("coverage", {"divergence": "delta_loss"}, {}),
     "coverage, uniform budget": ("coverage", {"policy": "uniform"}, {}),
 }  # fmt: skip
-# The best six of seed 1, which have the other seeds too (docs/decisions/evidence-plan.md).
+# The best six of seed 1, which have the other seeds too (docs/decisions/evidence-plan.md), and the control.
 LEADING = (
-    "per-token", "per-token, size alone", "recoverable", "per-token, fine clusters",
+    "per-token", "per-token, no damage", "per-token, size alone", "recoverable", "per-token, fine clusters",
     "recoverable, fine clusters", "per-token, uniform budget",
 )  # fmt: skip
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
-THREE_SEEDS = (
-    "top-damage", "ifd", "prototypes", "paser-uniform", "paser-random-inside", "paser-no-clusters",
-    "paser-no-conflicts",
-)  # fmt: skip
+THREE_SEEDS = ("top-damage", "ifd", "prototypes")
+ABLATIONS = ("paser-uniform", "paser-random-inside", "paser-no-clusters", "paser-no-conflicts")
 TWO_SEEDS = (
-    "longest", "k-centre", "instruction-mining", "damage-per-token", "q-tuning", "ifd-small", "el2n",
-    "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
+    "longest", "total-damage", "k-centre", "instruction-mining", "damage-per-token", "q-tuning", "ifd-small",
+    "el2n", "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
 )  # fmt: skip
 CONFIRMED = ("random", "paser", WINNER)
+# What a sceptic asks for, as description: long answers, and long answers spread over clusters.
+SCEPTICS = ("longest", "per-token, no damage")
+# Q-Tuning's second half, on the rows of its first.
+PRUNED_TOKENS: dict[str, Any] = {"token_pruning": {"share": 0.3}}
+# Random rows for what the larger budget and the scoring of the pool cost together: a token that is scored
+# goes forward once through two models, a token of training forward and backward in two epochs.
+WITH_SCORING = 75_000
 # Rules that are tried where the original model teaches, one seed each before any second one.
 TAUGHT_CANDIDATES = (
     "size-aware, no filter", "fine clusters, size-aware, no filter", "per-token, by mean", "coverage",
@@ -113,9 +118,18 @@ def candidates() -> list[Cell]:
 
 
 def secondary() -> list[Cell]:
-    cells = [cell for name in THREE_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
+    cells = [cell for name in (*THREE_SEEDS, *ABLATIONS) for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
     cells += [cell for name in TWO_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:2])]
+    cells += pruned_tokens(DEVELOPMENT_SEEDS[:2]) + with_scoring(DEVELOPMENT_SEEDS[:1])
     return cells + plain("full", DEVELOPMENT_SEEDS[:1])
+
+
+def pruned_tokens(seeds: Iterable[int]) -> list[Cell]:
+    return plain("q-tuning", seeds, name="q-tuning, tokens pruned", recover=PRUNED_TOKENS)
+
+
+def with_scoring(seeds: Iterable[int]) -> list[Cell]:
+    return plain("random", seeds, name="random, more tokens", budget=WITH_SCORING)
 
 
 def ceiling() -> list[Cell]:
@@ -153,6 +167,16 @@ def confirmation() -> list[Cell]:
     ]
 
 
+def sceptics() -> list[Cell]:
+    """Description on the confirmation pool: is it the damage, or the length?"""
+    return [cell for seed in CONFIRMATION_SEEDS for name in SCEPTICS for cell in sceptic(name, [seed])]
+
+
+def sceptic(name: str, seeds: Iterable[int]) -> list[Cell]:
+    of = candidate if name in CANDIDATES else plain
+    return of(name, seeds, pool=CONFIRMATION)
+
+
 def distilled() -> list[Cell]:
     """With the original model as teacher in place of the responses: what each selection is worth then."""
     return [cell for seed in DEVELOPMENT_SEEDS[:3] for name in CONFIRMED for cell in taught(name, [seed])]
@@ -185,6 +209,7 @@ def equal_steps() -> list[Cell]:
 
 PARTS = {
     "confirmation": confirmation,
+    "sceptics": sceptics,
     "distilled": distilled,
     "taught": taught_candidates,
     "steps": equal_steps,

@@ -20,7 +20,7 @@ MEASURES = ("rows", "tokens", "steps", "loss", "jsd", "tasks")
 
 
 def main() -> None:
-    """One cell of each selector whose code changed, then one training with each kind of settings."""
+    """One cell of each selector and setting whose code changed, then one training of each kind."""
     known = equal_code()
     # What development cells share is there first; the last of a kind is the one that is made again.
     everything = sorted(
@@ -32,7 +32,7 @@ def main() -> None:
             known.setdefault(code, code)  # its cells go by its own name, and later code is held against them
         made = _made(same_code, lambda cell, earlier: cell.selection_by(earlier), known)
         _compare(
-            code, {cell.selector: (cell, path, was) for cell, path, was in made}.values(), _chosen, known
+            code, {_choice(cell): (cell, path, was) for cell, path, was in made}.values(), _chosen, known
         )
     write_cell(EQUAL, dict(sorted(known.items())))
     # What was chosen by earlier code is found only now.
@@ -40,9 +40,19 @@ def main() -> None:
     made = _made(
         chosen, lambda cell, earlier: cell.training_by(cell_files.training_order(cell), earlier), known
     )
-    kinds = {str(cell.recover): (cell, path, was) for cell, path, was in made}
+    kinds = {_kind(cell): (cell, path, was) for cell, path, was in made}
     _compare(cell_files.training_code(), kinds.values(), _trained, known)
     write_cell(EQUAL, dict(sorted(known.items())))
+
+
+def _choice(cell: Cell) -> tuple[str, ...]:
+    """Cells alike in this may stand for each other's selections."""
+    return cell.selector, str(cell.options), str(cell.cluster), str(cell.temperature)
+
+
+def _kind(cell: Cell) -> tuple[str, ...]:
+    """Cells alike in this may stand for each other's trainings."""
+    return str(cell.recover), cell.trained, str(cell.steps)
 
 
 def _made(
@@ -74,8 +84,8 @@ def _compare(
         say(f"{cell.name}, seed {cell.seed}: the same")
     names = {was for _, _, was in found}
     if len(names) > 1:
-        warn(f"cells of {len(names)} earlier codes are equal, and only those of one can count")
-    known[code] = min(names)
+        warn(f"the cells are of {len(names)} earlier codes, and one name can stand for one of them only")
+    known[code] = min(names) if len(names) == 1 else code
 
 
 def _chosen(cell: Cell) -> Row:

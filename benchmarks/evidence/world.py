@@ -268,10 +268,15 @@ def bench_digest() -> str:
 
 
 @functools.cache
+def encoder_digest() -> str:
+    return sha256_path(fetched("encoder"))
+
+
+@functools.cache
 def embeddings(pool: str) -> np.ndarray:
     """Embeddings of a pool's prompts by the default encoder, shape (n, 384), in the pool's order."""
     folder = fetched("encoder")
-    embedder = PromptEmbedder.load(folder, sha256_path(folder), settings(), Cache.of(ROOT))
+    embedder = PromptEmbedder.load(folder, encoder_digest(), settings(), Cache.of(ROOT))
     return embedder(world().pools[pool])[0]
 
 

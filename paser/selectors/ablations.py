@@ -1,4 +1,4 @@
-"""PASER with one of its parts taken away, to see what the part is worth."""
+"""PASER, or `per-token`, with one of its parts taken away, to see what the part is worth."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def random_inside(seed: int) -> Callable[[ScoredPool, int, str], np.ndarray]:
         return found
 
     return values
+
+
+def response_share(pool: ScoredPool, amount: int, unit: str) -> np.ndarray:
+    """Response tokens over all training tokens: the order of `per-token` if all tokens were damaged alike."""
+    share: np.ndarray = pool.response_tokens / pool.tokens
+    return share

@@ -239,6 +239,13 @@ def selectors() -> dict[str, Entry]:
         "per-token": Entry(
             PerTokenSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),
+        "per-token-no-damage": Entry(
+            PerTokenSettings,
+            lambda options, resources, seed, meter: PaserSelector(
+                options.model_copy(update={"policy": "proportional"}), ablations.response_share
+            ),
+            paser,
+        ),
         "recoverable": Entry(
             RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),

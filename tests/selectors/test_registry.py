@@ -22,6 +22,7 @@ from tests.selectors.scored import changed, part, pool
 CHEAP = [
     "random", "longest", "k-centre", "prototypes", "top-damage", "total-damage", "damage-per-token", "paser",
     "paser-no-clusters", "paser-uniform", "paser-random-inside", "paser-no-conflicts", "coverage",
+    "per-token", "per-token-no-damage",
 ]  # fmt: skip
 
 
@@ -148,6 +149,20 @@ def test_paser_by_name_is_the_selector_of_the_pipeline() -> None:
     found = selector("paser", settings, Resources(), 1)(rows, 20, "rows")
     assert found.positions.tolist() == expected.positions.tolist()
     assert found.report["clusters"] == expected.report["clusters"]
+
+
+def test_per_token_without_damage_takes_of_each_cluster_the_rows_that_are_most_response() -> None:
+    rows = pool(90)
+    found = run("per-token-no-damage", rows, 21, "rows")
+    harmless = replace(rows, divergences={n: v[::-1].copy() for n, v in rows.divergences.items()})
+    again = run("per-token-no-damage", harmless, 21, "rows")
+    assert sorted(again.positions.tolist()) == sorted(found.positions.tolist())
+    share = rows.response_tokens / rows.tokens
+    for k in range(3):
+        inside = rows.clusters == k
+        taken, left = share[inside & found.accepted], share[inside & ~found.accepted]
+        assert len(taken) == 7
+        assert taken.min() >= left.max()
 
 
 def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() -> None:
