@@ -13,7 +13,8 @@ COLOURS = ("#0b6e4f", "#b5542b", "#3b5b92", "#7a4b8f")
 
 
 def differences(path: Path, columns: Mapping[str, Mapping[str, Point]], title: str) -> None:
-    """One panel a metric, one line a name: the difference with its interval; best by the first on top."""
+    """One panel a metric, one line a name: the difference with its interval; best by the first on top. What
+    rests on one seed is hollow."""
     first = next(iter(columns.values()))
     names = sorted(first, key=lambda name: first[name]["value"])
     with _figure(path, len(columns), 0.28 * len(names) + 1.1) as panels:
@@ -21,7 +22,8 @@ def differences(path: Path, columns: Mapping[str, Mapping[str, Point]], title: s
             for place, name in enumerate(names):
                 point = points[name]
                 panel.plot([point["low"], point["high"]], [place, place], color=COLOURS[0], linewidth=2)
-                panel.plot(point["value"], place, "o", color=COLOURS[0], markersize=5)
+                inside = COLOURS[0] if point["seeds"] > 1 else "white"
+                panel.plot(point["value"], place, "o", color=COLOURS[0], markerfacecolor=inside, markersize=5)
             panel.axvline(0, color="#555555", linewidth=1)
             panel.set_title(metric, fontsize=10)
             panel.set_xlabel(title, fontsize=9)

@@ -280,6 +280,15 @@ def embeddings(pool: str) -> np.ndarray:
     return embedder(world().pools[pool])[0]
 
 
+def response_tokens(pool: str) -> dict[str, int]:
+    """Response tokens of each row of a pool that count in training."""
+    encoder = SampleEncoder(load_tokenizer(original_model()))
+    return {
+        row["row_id"]: len(encoder.encode(row_to_sample(row), MAX_TOKENS).response_ids)
+        for row in world().pools[pool]
+    }
+
+
 @functools.cache
 def scores(pool: str, scheme: str, temperature: float = 1.0) -> dict[str, Row]:
     """The rows of the `scores` table of a whole pool, by row id; what was scored once is read."""

@@ -67,10 +67,23 @@ def test_differences_are_paired_over_seeds_and_rows() -> None:
     assert found["low"] == pytest.approx(0.05)
     assert found["high"] == pytest.approx(0.05)
     assert found["sd"] == pytest.approx(0, abs=1e-12)
-    assert found["p"] == 1 / RESAMPLES
+    assert found["least"] == pytest.approx(0, abs=1e-12)
+    assert found["p"] == pytest.approx(2 / (RESAMPLES + 1))
     same = judge.difference("task accuracy", ours, theirs)
     assert same["value"] == 0
     assert same["p"] == 1
+
+
+def test_the_least_difference_knows_the_spread_of_rows_and_not_of_seeds_alone() -> None:
+    """Seeds agree to the bit, but rows do not: what could be found is no better for that."""
+    judge = Judge(PRUNED, ORIGINAL, LABELS)
+    jsd = np.array(PRUNED["jsd"])
+    ours = training(PRUNED["loss"], (jsd * [0.2, 1.0, 0.5, 0.9, 0.4]).tolist(), [0, 0, 1, 0])
+    theirs = training(PRUNED["loss"], (jsd * 0.7).tolist(), [0, 0, 1, 0])
+    found = judge.difference("fidelity gap", [ours] * 3, [theirs] * 3)
+    assert found["sd"] == pytest.approx(0, abs=1e-12)
+    standard_error = (found["high"] - found["low"]) / 3.92
+    assert found["least"] == pytest.approx(2.8 * standard_error, rel=0.35)
 
 
 def test_holm_corrects_from_the_smallest_up() -> None:
