@@ -473,9 +473,12 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(help="Training tokens of each; default: select.budget, in tokens.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the cells; what it holds is not done again.")] = Path(
-        "data/comparison"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the cells; what it has is not done again. Default: data/comparison there."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare selectors on the project's own models and pool, at equal training tokens.

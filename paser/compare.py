@@ -44,6 +44,8 @@ SELECTED, RECOVERED = "data/selected.jsonl", "data/models/recovered"
 DRAWN = 0.8
 METRICS = (FIDELITY, CLOSED)
 DEFAULT = ("random", "paser", "per-token")
+# From this share of the budget on, too few or too many tokens are no comparison at equal cost.
+UNEQUAL = 0.02
 
 
 @dataclass(frozen=True)
@@ -102,35 +104,51 @@ class Study:
                     part.model_dump(mode="json")
                     for part in (settings.model, settings.score, settings.recover)
                 ],
+                "runs": [*map(str, _device_and_dtype(self)), settings.runtime.threads],
                 "versions": package_versions(),
                 "code": code_digest(("paser/selectors", "paser/method", "paser/recovery", *CODE)),
             }
         )
 
 
+def drawn_tokens(pool: ScoredPool) -> float:
+    """Training tokens of the usable rows of a draw, on average."""
+    return DRAWN * int(pool.tokens[pool.usable].sum())
+
+
 def tokens_of(budget: Budget, pool: ScoredPool) -> int:
     """The budget in training tokens: a share of those of the usable rows of a draw, or so many rows of mean
     length."""
-    there = DRAWN * int(pool.tokens[pool.usable].sum())
     if budget.unit == "tokens":
         return int(budget.amount)
     share = budget.amount if budget.unit == "share" else budget.amount / max(DRAWN * len(pool.usable), 1)
-    return int(min(share, 1.0) * there)
+    return int(min(share, 1.0) * drawn_tokens(pool))
 
 
-def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None, out: Path) -> Row:
+def compare(
+    project: Path, names: Sequence[str], seeds: int, budget: str | None, out: Path | None = None
+) -> Row:
     """Selects, trains and measures with each selector and seed; what is in `out` already is not done again.
 
-    The first of `names` is what the others are compared with. Returns what `report.json` in `out` says.
+    The first of `names` is what the others are compared with. `out`: default the project's `data/comparison`.
+    Returns what `report.json` in `out` says, which is written anew after each seed. Raises SettingsError for
+    names, seeds or budgets that compare nothing, PaserError for a project without scores.
     """
     import numpy as np
 
+    out = out or project / "data/comparison"
     names = list(dict.fromkeys(names))
     if len(names) < 2:
         raise SettingsError("a comparison needs two selectors", remedy=f"some of {', '.join(selectors())}")
     if unknown := [name for name in names if name not in selectors()]:
         raise SettingsError(f"unknown selector {unknown[0]!r}", remedy=f"some of {', '.join(selectors())}")
     study = Study.of(project, budget)
+    if study.tokens >= (there := drawn_tokens(study.pool)):
+        raise SettingsError(
+            f"a budget of {study.tokens:,} training tokens takes all of a draw ({there:,.0f}), "
+            "whatever the selector",
+            remedy='a smaller one, as --budget "10%"',
+        )
     resources = _resources(study, np.arange(len(study.pool)))
     for name in names:
         selector(name, {}, resources, 1).check(study.pool)
@@ -143,8 +161,8 @@ def compare(project: Path, names: Sequence[str], seeds: int, budget: str | None,
             if not path.exists():
                 write_json(path, _made(study, name, seed))
             cells[name].append(read_json(path))
-    found = _judged(study, before, cells)
-    write_json(out / "report.json", found)
+        found = _judged(study, before, cells)
+        write_json(out / "report.json", found)
     return found
 
 
@@ -184,14 +202,18 @@ def _made(study: Study, name: str, seed: int) -> Row:
     }
 
 
+def _device_and_dtype(study: Study) -> tuple[Any, Any]:
+    from paser.models.precision import choose_device, choose_dtype
+
+    device = choose_device(study.settings.runtime.device)
+    return device, choose_dtype(study.settings.model.precision, device, study.cache)
+
+
 def _resources(study: Study, positions: np.ndarray) -> Resources:
     import numpy as np
 
-    from paser.models.precision import choose_device, choose_dtype
-
     settings, table = study.settings, study.inputs.pool.take(positions)
-    device = choose_device(settings.runtime.device)
-    dtype = choose_dtype(settings.model.precision, device, study.cache)
+    device, dtype = _device_and_dtype(study)
     scores = {row["row_id"]: row for row in study.inputs.scores.to_pylist()}
     known = [scores[row_id] for row_id in table["row_id"].to_pylist()]
     losses = [np.array([row[f"loss_{m}"] for row in known], dtype=float) for m in ("original", "pruned")]
@@ -237,7 +259,15 @@ def _judged(study: Study, before: Row, cells: Mapping[str, Sequence[Row]]) -> Ro
         if all(one[key][i] is not None for one in everything for key in ("original", "loss", "jsd"))
     ]
     if not usable:
-        raise PaserError("no held-out row has finite logits in all models", remedy="check the models")
+        named = {"the pruned or the original model": before} | {
+            f"{name}, seed {cell['seed']}": cell for name, made in cells.items() for cell in made
+        }
+        broken = [what for what, one in named.items() if all(value is None for value in one["jsd"])]
+        raise PaserError(
+            "no held-out row has finite logits in all models; none at all has it in: "
+            f"{', '.join(broken) or 'no single one'}",
+            remedy="check these models, or leave the selector out",
+        )
 
     def kept(found: Row) -> Row:
         return {key: [found[key][i] for i in usable] for key in ("loss", "jsd")}
@@ -299,7 +329,7 @@ def table(found: Row) -> RenderableType:
         key = f"{metric}, minus {reference}"
         lines = Table(title=f"{metric} (95 % interval)", title_justify="left")
         lines.add_column("")
-        for name in ("rows", metric, f"minus {reference}", "p (Holm)"):
+        for name in ("rows", "tokens", metric, f"minus {reference}", "p (Holm)"):
             lines.add_column(name, justify="right")
         lines.add_column("")
         ranked = sorted(found["selectors"].items(), key=lambda pair: -pair[1][metric]["value"])
@@ -308,6 +338,7 @@ def table(found: Row) -> RenderableType:
             lines.add_row(
                 name,
                 f"{entry['rows']:.0f}",
+                f"{entry['tokens']:,.0f}",
                 with_interval(entry[metric]),
                 with_interval(against) if against else "",
                 shown(against["holm"]) if against else "",
@@ -316,8 +347,12 @@ def table(found: Row) -> RenderableType:
         parts.append(lines)
     notes = [
         f"{found['seeds']} seeds, {found['tokens']:,} training tokens each, {found['held_out']} held-out "
-        "rows. Intervals: bootstrap over seeds and held-out rows, paired where a difference is shown.",
+        "rows. Intervals: bootstrap over seeds and held-out rows, paired where a difference is shown. "
+        "Selectors have their default options, whatever `select` says.",
     ]
+    for name, entry in found["selectors"].items():
+        if abs(entry["tokens"] / found["tokens"] - 1) > UNEQUAL:
+            notes.append(f"{name} was trained on {entry['tokens']:,.0f} tokens: not at equal cost.")
     if found["undamaged"]:
         notes.append(f"Without damage, so no part of {CLOSED}: {', '.join(found['undamaged'])}.")
     for name, entry in found["selectors"].items():

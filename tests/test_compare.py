@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from paser import compare as comparing
@@ -131,3 +134,53 @@ def test_a_part_of_a_pool_keeps_what_belongs_to_its_rows() -> None:
     assert part.texts(np.array([0, 2])) == rows.texts(np.array([7, 8]))
     assert part.damage.tolist() == rows.damage[[7, 3, 8]].tolist()
     assert part.usable.tolist() == [1, 2]
+
+
+def test_what_is_not_at_equal_cost_says_so(compared: tuple[Path, dict[str, Any]]) -> None:
+    _, found = compared
+    greedy = {**found["selectors"]["paser"], "tokens": 4000.0}
+    shown = _text({**found, "selectors": {**found["selectors"], "paser": greedy}})
+    assert "paser was trained on 4,000 tokens: not at equal cost" in shown
+    assert "random was trained on" not in shown
+
+
+def test_a_budget_that_takes_everything_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"takes all of a draw .*whatever the selector"):
+        compare(finished, NAMES, 1, "9000000 tokens", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stopped_comparison_has_a_report_of_the_seeds_before(
+    finished: Path, compared: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(compared[0] / "cells", tmp_path / "cells")
+
+    def stopped(study: Study, name: str, seed: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_made", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(finished, NAMES, 3, "1500 tokens", tmp_path)
+    assert read_json(tmp_path / "report.json")["seeds"] == 2
+
+
+def test_cells_lie_in_the_project_wherever_the_command_is_given(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def untrained(study: Study, out: Path) -> None:
+        asked.append(out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_untrained", untrained)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        compare(finished, NAMES, 1, "1500 tokens")
+    assert asked == [finished / "data/comparison"]
+
+
+def _text(found: dict[str, Any]) -> str:
+    shown = Console(width=200, record=True, file=io.StringIO())
+    shown.print(comparing.table(found))
+    return shown.export_text()

@@ -597,7 +597,7 @@ def took_part() -> str:
 
 {len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
 {duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
-{libraries}. Cleaning removed from the pools: {removed()}."""
+{libraries}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
 
 
 def missing() -> str:
@@ -608,6 +608,16 @@ def missing() -> str:
     }
     told = [f"{name} {len(cells)} of {len(grid.PARTS[name]())}" for name, cells in left.items() if cells]
     return f"; missing in the tables: {', '.join(told)}" if told else ""
+
+
+def near() -> str:
+    """Rows that are nearly held-out rows, or rows of the other pool."""
+    pools = world().pools
+    counted = ", ".join(
+        f"{worlds.near(rows, world().held_out)} rows of the {name} pool" for name, rows in pools.items()
+    )
+    across = worlds.near(pools[grid.CONFIRMATION], pools[grid.DEVELOPMENT])
+    return f"{counted}; with nearly that of a development row: {across} rows of the confirmation pool"
 
 
 def removed() -> str:

@@ -27,6 +27,7 @@ from paser.models.workload import ModelSet, score_rows
 from paser.pool.build import Rows, clean_pool, kept_rows
 from paser.pool.clean import Kept, Quarantined
 from paser.pool.contamination import Probe, overlaps
+from paser.pool.dedup import NearIndex
 from paser.records import Sample, draw_key, row_to_sample
 from paser.settings import Settings
 from paser.sources.catalog import Source, load_sources, source_from_uri
@@ -278,6 +279,14 @@ def embeddings(pool: str) -> np.ndarray:
     folder = fetched("encoder")
     embedder = PromptEmbedder.load(folder, encoder_digest(), settings(), Cache.of(ROOT))
     return embedder(world().pools[pool])[0]
+
+
+def near(rows: Sequence[Row], others: Sequence[Row]) -> int:
+    """How many rows have nearly the prompt of one of the others, as the product's cleaning sees it."""
+    index = NearIndex(settings().pool.near_duplicate, 0)
+    for row in others:
+        index.add(row["row_id"], row_to_sample(row).prompt)
+    return sum(bool(index.query(row_to_sample(row).prompt)) for row in rows)
 
 
 def response_tokens(pool: str) -> dict[str, int]:
