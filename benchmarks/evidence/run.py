@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
@@ -34,6 +35,15 @@ def one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread)
+
+
+def batched(cells: list[cell_files.Cell], size: int) -> Iterator[list[cell_files.Cell]]:
+    for first in range(0, len(cells), size):
+        yield cells[first : first + size]
+
+
 def compute(cell: cell_files.Cell) -> str:
     start = time.perf_counter()
     cell_files.done(cell)
@@ -52,23 +62,25 @@ def main(parts: list[str]) -> None:
         worlds.model_path(scheme)
     failed: list[cell_files.Cell] = []
     done = 0
-    with ProcessPoolExecutor(
-        WORKERS, mp_context=get_context("spawn"), initializer=one_thread, max_tasks_per_child=8
-    ) as workers:
+    with pool() as workers:
         schemes = dict.fromkeys([worlds.DENSE, *worlds.SCHEMES, *(cell.trained for cell in wanted)])
         list(workers.map(cell_files.untrained, schemes))
-        for needs, group in itertools.groupby(missing, key=shared):
-            prepare(*needs)
-            running = {workers.submit(compute, cell): cell for cell in group}
-            for future in as_completed(running):
-                cell, done = running[future], done + 1
-                try:
-                    took = future.result()
-                except PaserError as error:
-                    warn(f"{cell.name}, seed {cell.seed}: {error}")
-                    failed.append(cell)
-                else:
-                    say(f"  {done}/{len(missing)}: {cell.name}, seed {cell.seed}: {took}")
+    for needs, cells in itertools.groupby(missing, key=shared):
+        prepare(*needs)
+        # New processes for each few cells: what one leaves in memory does not add up. Python 3.11's own
+        # `max_tasks_per_child` stops for ever once every process has had its number.
+        for group in batched(list(cells), 8 * WORKERS):
+            with pool() as workers:
+                running = {workers.submit(compute, cell): cell for cell in group}
+                for future in as_completed(running):
+                    cell, done = running[future], done + 1
+                    try:
+                        took = future.result()
+                    except PaserError as error:
+                        warn(f"{cell.name}, seed {cell.seed}: {error}")
+                        failed.append(cell)
+                    else:
+                        say(f"  {done}/{len(missing)}: {cell.name}, seed {cell.seed}: {took}")
     from benchmarks.evidence import page
 
     page.write()
