@@ -62,8 +62,9 @@ TWO_SEEDS = (
 CONFIRMED = ("random", "paser", WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
-# What a sceptic asks for, as description: long answers, and long answers spread over clusters.
-SCEPTICS = ("longest", "per-token, no damage")
+# What a sceptic asks for, as description: long answers, long answers spread over clusters, and the rule that
+# was level with the winner and takes fewer wrong answers.
+SCEPTICS = ("longest", "per-token, no damage", "recoverable")
 # Q-Tuning's second half, on the rows of its first.
 PRUNED_TOKENS: dict[str, Any] = {"token_pruning": {"share": 0.3}}
 # Random rows for what the larger budget and the scoring of the pool cost together: a token that is scored
