@@ -128,8 +128,8 @@ def select(
     objects. Objects keep their weights, number type and device. `samples` are a `datasets.Dataset`, a
     pandas `DataFrame`, dictionaries or a file, in one of the formats of `paser select` (instruction, input
     and output; messages; prompt and completion; ...). `budget` is a share (0.2; 1.0 is all), a number of
-    samples (500), or a text: "20%", "500", "20000 tokens". Samples that show a prompt of `evaluation` are
-    kept out.
+    samples (500), or a text: "20%", "500", "20000 tokens", "20% tokens". Samples that show a prompt of
+    `evaluation` are kept out.
     `encoder` is the folder or URI of a sentence encoder, by default all-MiniLM-L6-v2. `settings` are those
     of a `params.yaml`: its path, or a mapping such as `{"cluster": {"k": 8}}`; `budget` wins over them.
 

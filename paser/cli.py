@@ -141,7 +141,9 @@ def select(
     out: Annotated[Path, typer.Option(help="Folder for the result; it must not exist or be empty.")],
     budget: Annotated[
         str | None,
-        typer.Option(help='"20%", "500" rows, "20000 tokens"; default: that of --params, or 20%.'),
+        typer.Option(
+            help='"20%", "500" rows, "20000 tokens", "20% tokens"; default: that of --params, or 20%.'
+        ),
     ] = None,
     pool_format: Annotated[
         str, typer.Option("--format", help="auto, alpaca, sharegpt, chat or completion.")

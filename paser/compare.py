@@ -121,7 +121,7 @@ def tokens_of(budget: Budget, pool: ScoredPool) -> int:
     length."""
     if budget.unit == "tokens":
         return int(budget.amount)
-    share = budget.amount if budget.unit == "share" else budget.amount / max(DRAWN * len(pool.usable), 1)
+    share = budget.amount / max(DRAWN * len(pool.usable), 1) if budget.unit == "rows" else budget.amount
     return int(min(share, 1.0) * drawn_tokens(pool))
 
 

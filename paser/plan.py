@@ -158,8 +158,8 @@ def chosen(settings: Settings, pool: Pool) -> tuple[int, int]:
     row = min(pool.row_tokens, settings.recover.max_tokens)
     if budget.unit == "tokens":
         rows = min(int(budget.amount / row), pool.rows)
-    else:
-        rows = int(budget.amount * pool.rows) if budget.unit == "share" else int(budget.amount)
+    else:  # of tokens, a share is as many rows of the mean length
+        rows = int(budget.amount) if budget.unit == "rows" else int(budget.amount * pool.rows)
         rows = min(rows, pool.rows)
     return max(rows, 1), int(max(rows, 1) * row)
 

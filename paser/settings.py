@@ -229,26 +229,26 @@ class ScoreSettings(Group):
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be chosen: `amount` rows, a share (0 < amount <= 1) of the rows, or training tokens."""
+    """What may be chosen: `amount` rows or training tokens, or a share (0 < amount <= 1) of the pool's."""
 
     amount: float
-    unit: Literal["rows", "share", "tokens"]
+    unit: Literal["rows", "share", "tokens", "token_share"]
 
     @classmethod
     def parse(cls, text: str | int | float) -> Budget:
-        """`"10%"`, `120`, `"120"`, `0.1` (a share), `"20000 tokens"`."""
+        """`"10%"`, `120`, `"120"`, `0.1` (a share), `"20000 tokens"`, `"10% tokens"`."""
         shown = repr(text)
-        remedy = 'write "10%", "120" (rows) or "20000 tokens"'
+        remedy = 'write "10%", "120" (rows), "20000 tokens" or "10% tokens"'
         if isinstance(text, bool):
             raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
         if isinstance(text, float) and not text.is_integer():
             return cls._share(text, shown)
-        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%|tokens?|rows?)?\s*", str(text))
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%\s*tokens?|%|tokens?|rows?)?\s*", str(text))
         if not match:
             raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
         amount, unit = float(match[1]), match[2] or ""
-        if unit == "%":
-            return cls._share(amount / 100, shown)
+        if unit.startswith("%"):
+            return cls._share(amount / 100, shown, "share" if unit == "%" else "token_share")
         if unit == "" and not amount.is_integer():
             return cls._share(amount, shown)
         if amount <= 0 or not amount.is_integer():
@@ -258,13 +258,13 @@ class Budget:
         return cls(amount, "tokens" if unit.startswith("token") else "rows")
 
     @classmethod
-    def _share(cls, share: float, shown: str) -> Budget:
+    def _share(cls, share: float, shown: str, unit: Literal["share", "token_share"] = "share") -> Budget:
         if not 0 < share <= 1:
             raise SettingsError(
                 f"budget {shown} is not a share of the pool",
                 remedy="choose more than 0 % and at most 100 %",
             )
-        return cls(share, "share")
+        return cls(share, unit)
 
 
 Divergence = Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"]

@@ -119,7 +119,8 @@ def test_a_budget_of_rows_or_a_share_becomes_tokens_of_the_draw() -> None:
     rows = pool(100)
     there = int(rows.tokens.sum())
     assert tokens_of(Budget.parse("700 tokens"), rows) == 700
-    assert tokens_of(Budget.parse("10%"), rows) == int(0.1 * 0.8 * there)
+    for share in ("10%", "10% tokens"):
+        assert tokens_of(Budget.parse(share), rows) == int(0.1 * 0.8 * there)
     assert tokens_of(Budget.parse("20"), rows) == pytest.approx(20 * there / 100, abs=1)
     assert tokens_of(Budget.parse("100"), rows) == int(0.8 * there)
 

@@ -126,6 +126,7 @@ def test_what_costs_more_is_planned_to_cost_more() -> None:
         ("20%", (200, 20_000)),
         ("50", (50, 5_000)),
         ("3000 tokens", (30, 3_000)),
+        ("4% tokens", (40, 4_000)),
         ("5000 rows", (1000, 100_000)),
     ],
 )

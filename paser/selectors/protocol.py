@@ -140,7 +140,8 @@ def costs(pool: ScoredPool, unit: str) -> np.ndarray:
 
 
 def resolve_budget(budget: Budget, pool: ScoredPool) -> tuple[int, str]:
-    """The budget as a whole number of `rows` or `tokens`; a share is of all rows, rounded down.
+    """The budget as a whole number of `rows` or `tokens`; a share is of all rows, or of the training tokens
+    of all rows, rounded down.
 
     Raises StageError when a share comes to no row; warns when more is asked for than there is.
     """
@@ -152,6 +153,8 @@ def resolve_budget(budget: Budget, pool: ScoredPool) -> tuple[int, str]:
                 remedy="raise select.budget",
             )
         return amount, "rows"
+    if budget.unit == "token_share":
+        return int(budget.amount * int(pool.tokens.sum()) + 1e-9), "tokens"
     there = int(costs(pool, budget.unit)[pool.usable].sum())
     if budget.amount > there:
         warn(

@@ -80,6 +80,8 @@ def test_a_share_below_one_row_is_an_error() -> None:
     with pytest.raises(StageError, match="less than one row"):
         resolve_budget(Budget.parse("1%"), pool(50))
     assert resolve_budget(Budget.parse("10%"), pool(59)) == (5, "rows")
+    everything = int(pool(59).tokens.sum())
+    assert resolve_budget(Budget.parse("10% tokens"), pool(59)) == (everything // 10, "tokens")
 
 
 def test_nothing_usable_is_an_error() -> None:
