@@ -78,7 +78,7 @@ def test_the_code_that_cells_depend_on_exists() -> None:
 
 @pytest.fixture
 def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = worlds.World({"development": [], "confirmation": []}, [], [], {}, {})
+    found = worlds.World({name: [] for name in worlds.POOLS}, [], [], {}, {})
     for module in (cells, analysis):
         monkeypatch.setattr(module, "world", lambda: found)
     monkeypatch.setattr(worlds, "model_key", lambda scheme: scheme)

@@ -133,7 +133,7 @@ class Cell:
             "settings": selecting_settings(self),
             "model": worlds.model_key(self.scheme) if needs_models(self.selector) else None,
             "small": worlds.model_key(worlds.SMALL) if NEEDS_SMALL in needs else None,
-            "world": world().digest,
+            "pool_rows": world().digests[self.pool],
             "targets": [row["row_id"] for row in world().targets] if TARGETS in needs else None,
             "encoder": worlds.encoder_digest() if {EMBEDDINGS, CLUSTERS} & needs else None,
             "code": code,

@@ -28,6 +28,7 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "recoverable": ("recoverable", {}, {}),
     "recoverable, fine clusters": ("recoverable", {}, FINE),
     "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),
+    "recoverable, uniform budget": ("recoverable", {"policy": "uniform"}, {}),
     "coverage, recoverability": (
         "coverage", {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}, {},
     ),
@@ -60,6 +61,11 @@ TWO_SEEDS = (
     "el2n", "nuggets", "preselect", "influence-effort", "less", "grand", "variance-of-gradients",
 )  # fmt: skip
 CONFIRMED = ("random", "paser", WINNER)
+# The second development: the same pool in the other schemes too.
+SECOND = (
+    "random", "paser", "per-token", "recoverable", "recoverable, fine clusters", "recoverable, uniform budget",
+    "per-token, uniform budget", "coverage, recoverability",
+)  # fmt: skip
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
 # What a sceptic asks for, as description: long answers, long answers spread over clusters, and the rule that
@@ -183,6 +189,17 @@ def confirmed(name: str, seeds: Iterable[int], scheme: str) -> list[Cell]:
     return of(name, seeds, pool=CONFIRMATION, scheme=scheme)
 
 
+def second() -> list[Cell]:
+    """Policies that could hold in every scheme, one seed each."""
+    return [cell for scheme in SCHEMES for name in SECOND for cell in developed(name, [1], scheme)]
+
+
+def developed(name: str, seeds: Iterable[int], scheme: str) -> list[Cell]:
+    """A policy of our own, or a selector, on the development pool."""
+    of = candidate if name in CANDIDATES else plain
+    return of(name, seeds, scheme=scheme)
+
+
 def distilled() -> list[Cell]:
     """With the original model as teacher in place of the responses: what each selection is worth then."""
     return [cell for seed in DEVELOPMENT_SEEDS[:3] for name in CONFIRMED for cell in taught(name, [seed])]
@@ -216,6 +233,7 @@ def equal_steps() -> list[Cell]:
 PARTS = {
     "confirmation": confirmation,
     "sceptics": sceptics,
+    "second": second,
     "distilled": distilled,
     "taught": taught_candidates,
     "steps": equal_steps,

@@ -37,7 +37,10 @@ from paser.standalone import pool_rules
 if TYPE_CHECKING:
     import numpy as np
 
-POOLS = ("development", "confirmation")
+# The first two share rows of both sources by turns; the last has what is left of the benchmark pool, for what
+# is developed after the confirmation pool has been looked at.
+POOLS = ("development", "confirmation", "reserve")
+TURNS = 2
 ROWS_PER_LABEL, HELD_OUT, TARGETS, SPARE = 100, 160, 30, 10
 LOW_QUALITY, DUPLICATES, DRAWN = 0.08, 0.04, 0.8
 # Politeness before a prompt, by turns: the sentence of a duplicate.
@@ -96,9 +99,9 @@ class World:
     injected: Mapping[str, int]
 
     @functools.cached_property
-    def digest(self) -> str:
-        ids = {name: [row["row_id"] for row in rows] for name, rows in self.pools.items()}
-        return fingerprint({"pools": ids, "held_out": [row["row_id"] for row in self.held_out]})
+    def digests(self) -> dict[str, str]:
+        """Of the rows of each pool."""
+        return {name: fingerprint([row["row_id"] for row in rows]) for name, rows in self.pools.items()}
 
     def drawn(self, pool: str, seed: int) -> list[Row]:
         """The seed's share of a pool, in the pool's order."""
@@ -165,13 +168,15 @@ def _reserve(by_label: Mapping[str, list[Sample]]) -> list[Sample]:
 
 
 def _members(reserved: set[str], by_label: Mapping[str, list[Sample]]) -> dict[str, list[Sample]]:
-    """The real rows of each pool: by turns from the default pool, `ROWS_PER_LABEL` a label of the other."""
+    """The real rows of each pool: by turns from the default pool, `ROWS_PER_LABEL` a label of the other; of
+    that, as many more go to the last pool."""
     members: dict[str, list[Sample]] = {name: [] for name in POOLS}
     for key in sorted(by_label):
         free = [s for s in by_label[key] if s.row_id not in reserved]
-        most = len(free) if key.startswith("0:") else 2 * ROWS_PER_LABEL
+        most = len(free) if key.startswith("0:") else TURNS * ROWS_PER_LABEL
         for number, sample in enumerate(free[:most]):
-            members[POOLS[number % len(POOLS)]].append(sample)
+            members[POOLS[number % TURNS]].append(sample)
+        members[POOLS[-1]].extend(free[most : most + ROWS_PER_LABEL])
     return members
 
 
