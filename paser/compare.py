@@ -339,9 +339,9 @@ def table(found: Row) -> RenderableType:
                 name,
                 f"{entry['rows']:.0f}",
                 f"{entry['tokens']:,.0f}",
-                with_interval(entry[metric]),
-                with_interval(against) if against else "",
-                shown(against["holm"]) if against else "",
+                with_interval(entry[metric], 3),
+                with_interval(against, 3) if against else "",
+                shown(against["holm"]) if against and against["seeds"] > 1 else "",
                 verdict(against, against["holm"]) if against else "",
             )
         parts.append(lines)

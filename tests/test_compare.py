@@ -113,6 +113,13 @@ def test_one_seed_and_a_name_given_twice(finished: Path, compared: tuple[Path, d
     difference = found["selectors"]["paser"]["fidelity gap, minus random"]
     assert difference["sd"] is None
     assert difference["seeds"] == 1
+    (line,) = [
+        line
+        for line in _text(found).split("fidelity gap (95 %")[1].split("gap closed (95 %")[0].splitlines()
+        if " paser " in line
+    ]
+    assert "one seed" in line
+    assert line.split("│")[-3].strip() == "", "no p-value rests on one seed"
 
 
 def test_a_budget_of_rows_or_a_share_becomes_tokens_of_the_draw() -> None:

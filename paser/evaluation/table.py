@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def with_interval(value: Mapping[str, Any] | None) -> str:
+def with_interval(value: Mapping[str, Any] | None, digits: int = 2) -> str:
     """`0.42 [0.31, 0.55]`, with a star where it is above 1."""
     if value is None:
         return "-"
     star = "*" if value.get("above_one") else ""
-    return f"{value['value']:.2f}{star} [{value['low']:.2f}, {value['high']:.2f}]"
+    shown = [f"{value[key]:.{digits}f}" for key in ("value", "low", "high")]
+    return f"{shown[0]}{star} [{shown[1]}, {shown[2]}]"
 
 
 def result_tables(metrics: Mapping[str, Any]) -> RenderableType:
