@@ -113,6 +113,12 @@ def candidate(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
     return plain(chosen, seeds, name=name, options=options, cluster=cluster, **changes)
 
 
+def named(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
+    """A policy of our own by the page's name, or a selector."""
+    of = candidate if name in CANDIDATES else plain
+    return of(name, seeds, **changes)
+
+
 def baselines() -> list[Cell]:
     """`paser` and `random` where policies of our own are developed."""
     first = [plain(name, DEVELOPMENT_SEEDS[:3]) for name in ("random", "paser")]
@@ -185,19 +191,13 @@ def sceptics() -> list[Cell]:
 
 def confirmed(name: str, seeds: Iterable[int], scheme: str) -> list[Cell]:
     """A policy of our own, or a selector, on the confirmation pool."""
-    of = candidate if name in CANDIDATES else plain
-    return of(name, seeds, pool=CONFIRMATION, scheme=scheme)
+    return named(name, seeds, pool=CONFIRMATION, scheme=scheme)
 
 
 def second() -> list[Cell]:
     """Policies that could hold in every scheme, one seed each."""
-    return [cell for scheme in SCHEMES for name in SECOND for cell in developed(name, [1], scheme)]
-
-
-def developed(name: str, seeds: Iterable[int], scheme: str) -> list[Cell]:
-    """A policy of our own, or a selector, on the development pool."""
-    of = candidate if name in CANDIDATES else plain
-    return of(name, seeds, scheme=scheme)
+    seeds = DEVELOPMENT_SEEDS[:1]
+    return [cell for scheme in SCHEMES for name in SECOND for cell in named(name, seeds, scheme=scheme)]
 
 
 def distilled() -> list[Cell]:
@@ -207,8 +207,7 @@ def distilled() -> list[Cell]:
 
 def taught(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
     """A candidate, or a selector, trained with the original model as teacher."""
-    of = candidate if name in CANDIDATES else plain
-    return of(name, seeds, recover=TAUGHT, **changes)
+    return named(name, seeds, recover=TAUGHT, **changes)
 
 
 def taught_candidates() -> list[Cell]:

@@ -57,7 +57,7 @@ def parts() -> Iterable[str]:
     yield against(
         "## What the parts of PASER are worth",
         "The paper's policy with one part taken away, minus the whole.",
-        [(name, grid.plain(name, grid.DEVELOPMENT_SEEDS)) for name in grid.ABLATIONS],
+        ablations(),
         "paser",
         grid.plain("paser", grid.DEVELOPMENT_SEEDS),
     )
@@ -65,11 +65,7 @@ def parts() -> Iterable[str]:
         "## Policies of our own",
         f"The same pool, scheme and budget. Of the best, which are level, the simplest was confirmed on the other pool: `{grid.WINNER}`. "
         "`per-token, no damage` is a control: the same clusters, shares by size, rows by the share of their tokens that is response.",
-        [
-            (name, grid.candidate(name, grid.DEVELOPMENT_SEEDS))
-            for name in grid.CANDIDATES
-            if name != grid.WINNER
-        ],
+        [(name, cells) for name, cells in candidates() if name != grid.WINNER],
         *winner,
     )
     yield chosen_rows()
@@ -105,6 +101,14 @@ def rivals() -> list[tuple[str, list[Cell]]]:
         ("q-tuning, tokens pruned", grid.pruned_tokens(seeds)),
         ("random, more tokens", grid.with_scoring(seeds)),
     ]
+
+
+def ablations() -> list[tuple[str, list[Cell]]]:
+    return [(name, grid.plain(name, grid.DEVELOPMENT_SEEDS)) for name in grid.ABLATIONS]
+
+
+def candidates() -> list[tuple[str, list[Cell]]]:
+    return [(name, grid.candidate(name, grid.DEVELOPMENT_SEEDS)) for name in grid.CANDIDATES]
 
 
 def opening() -> str:
@@ -212,7 +216,9 @@ def second() -> str:
     for name in grid.SECOND[1:]:
         found = []
         for scheme in SCHEMES:
-            sides = paired(grid.developed(name, [1], scheme), grid.developed("random", [1], scheme))
+            sides = paired(
+                *(grid.named(n, grid.DEVELOPMENT_SEEDS[:1], scheme=scheme) for n in (name, "random"))
+            )
             if sides[0]:
                 found.append({m: judge(scheme).difference(m, *sides) for m in METRICS})
         if len(found) == len(SCHEMES):
@@ -372,8 +378,7 @@ def differences_figure() -> str:
     """Every selector and policy minus `random` at the larger budget."""
     base = grid.plain("random", grid.DEVELOPMENT_SEEDS)
     named = {name: cells for name, cells in rivals() if name != "random"}
-    named |= {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.ABLATIONS}
-    named |= {name: grid.candidate(name, grid.DEVELOPMENT_SEEDS) for name in grid.CANDIDATES}
+    named |= dict(ablations()) | dict(candidates())
     both = {name: paired(cells, base) for name, cells in named.items()}
     both = {name: sides for name, sides in both.items() if sides[0]}
     if not both:
@@ -542,15 +547,10 @@ def chosen_rows() -> str:
         response = worlds.response_tokens(pool)
         source = {row["row_id"]: row["source"] for row in world().pools[pool]}
         lines = [_contents("the pool", [list(response)], response, source, "")]
-        named = (
-            rivals()
-            if pool == grid.DEVELOPMENT
-            else [(n, grid.confirmed(n, seeds, WANDA)) for n in grid.CONFIRMED + grid.SCEPTICS]
-        )
         if pool == grid.DEVELOPMENT:
-            named += [(n, grid.plain(n, seeds)) for n in grid.ABLATIONS] + [
-                (n, grid.candidate(n, seeds)) for n in grid.CANDIDATES
-            ]
+            named = [*rivals(), *ablations(), *candidates()]
+        else:
+            named = [(n, grid.confirmed(n, seeds, WANDA)) for n in grid.CONFIRMED + grid.SCEPTICS]
         for name, cells in named:
             found = trained(cells)
             done = [cell for cell in cells if cell.seed in seeds and cell.seed in found]
@@ -586,9 +586,7 @@ def _contents(
 
 def costs() -> str:
     lines = []
-    ours = [(name, grid.candidate(name, grid.DEVELOPMENT_SEEDS)) for name in grid.CANDIDATES]
-    ablated = [(name, grid.plain(name, grid.DEVELOPMENT_SEEDS)) for name in grid.ABLATIONS]
-    for name, cells in (*rivals(), *ablated, *ours):
+    for name, cells in (*rivals(), *ablations(), *candidates()):
         training = cells[0].training_if_done()
         if training is None:
             continue

@@ -35,7 +35,7 @@ def one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pool() -> ProcessPoolExecutor:
+def processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread)
 
 
@@ -62,7 +62,7 @@ def main(parts: list[str]) -> None:
         worlds.model_path(scheme)
     failed: list[cell_files.Cell] = []
     done = 0
-    with pool() as workers:
+    with processes() as workers:
         schemes = dict.fromkeys([worlds.DENSE, *worlds.SCHEMES, *(cell.trained for cell in wanted)])
         list(workers.map(cell_files.untrained, schemes))
     for needs, cells in itertools.groupby(missing, key=shared):
@@ -70,7 +70,7 @@ def main(parts: list[str]) -> None:
         # New processes for each few cells: what one leaves in memory does not add up. Python 3.11's own
         # `max_tasks_per_child` stops for ever once every process has had its number.
         for group in batched(list(cells), 8 * WORKERS):
-            with pool() as workers:
+            with processes() as workers:
                 running = {workers.submit(compute, cell): cell for cell in group}
                 for future in as_completed(running):
                     cell, done = running[future], done + 1
