@@ -42,6 +42,7 @@ def parts() -> Iterable[str]:
     yield READING.read_text(encoding="utf-8") if READING.exists() else ""
     yield models_table()
     yield confirmation()
+    yield reserve()
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
@@ -176,29 +177,11 @@ def primary_table() -> str:
 
 def confirmation() -> str:
     """The winner against the paper's policy and random rows, on the pool that development did not use."""
-    blocks = []
-    for metric in METRICS:
-        lines = []
-        for scheme in SCHEMES:
-            seeds = grid.CONFIRMATION_SEEDS
-            of = {name: grid.confirmed(name, seeds, scheme) for name in (*grid.CONFIRMED, *grid.SCEPTICS)}
-            pairs = [(grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random")]
-            pairs += [(grid.WINNER, other) for other in grid.SCEPTICS]
-            lines += [
-                _compared(SCHEMES[scheme], metric, scheme, one, other, of[one], of[other])
-                for one, other in pairs
-            ]
-        unseen = {name: grid.confirmed(name, grid.UNSEEN_SEEDS, WANDA) for name in grid.CONFIRMED}
-        lines += [
-            _compared(
-                f"{SCHEMES[WANDA]}, unseen seeds", metric, WANDA, grid.WINNER, other,
-                unseen[grid.WINNER], unseen[other],
-            )
-            for other in ("random", "paser")
-        ]  # fmt: skip
-        if lines := [line for line in lines if line]:
-            blocks.append("\n".join([_compared_head(metric), *lines]))
-    if not blocks:
+    pairs = [(grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random")]
+    pairs += [(grid.WINNER, other) for other in grid.SCEPTICS]
+    lines = _confirmed(grid.CONFIRMATION, grid.CONFIRMATION_SEEDS, pairs)
+    unseen = _confirmed(grid.CONFIRMATION, grid.UNSEEN_SEEDS, pairs[:2], [WANDA], ", unseen seeds")
+    if not any(lines.values()):
         return ""
     return (
         f"## Confirmation\n\n`{grid.WINNER}`, which development favoured, on the other pool with other seeds: {grid.LARGE:,} training "
@@ -206,34 +189,86 @@ def confirmation() -> str:
         "named (the plan says how); *unseen seeds* are those of which no difference had been. Held-out rows and task items are "
         f"the same as in development. {', '.join(f'`{name}`' for name in grid.SCEPTICS)}: description, which the plan did not have at "
         "first. *least*: 2.8 standard errors, the least difference that would be found four times in five.\n\n"
-        + "\n\n".join(blocks)
+        + _blocks({metric: lines[metric] + unseen[metric] for metric in METRICS})
+    )
+
+
+def reserve() -> str:
+    """The winner of the second development, on the third pool."""
+    others = [name for name in grid.reserved() if name != grid.SECOND_WINNER]
+    pairs = [(str(grid.SECOND_WINNER), other) for other in others]
+    pairs += [(one, "random") for one in others if one != "random"]
+    lines = _confirmed(grid.RESERVE, grid.RESERVE_SEEDS, pairs)
+    if not any(lines.values()):
+        return ""
+    return (
+        f"## Second confirmation\n\n`{grid.SECOND_WINNER}`, which the second development favoured (below), on a third pool that nothing had been "
+        f"drawn from, with seeds of its own: {grid.LARGE:,} training tokens. Held-out rows and task items are the same again.\n\n"
+        + _blocks(lines)
+    )
+
+
+def _confirmed(
+    pool: str,
+    seeds: Sequence[int],
+    pairs: Sequence[tuple[str, str]],
+    schemes: Iterable[str] = SCHEMES,
+    suffix: str = "",
+) -> dict[str, list[str]]:
+    """By metric, one line for each pair of selectors in each scheme on this pool."""
+    return {
+        metric: [
+            line
+            for scheme in schemes
+            for one, other in pairs
+            if (
+                line := _compared(
+                    SCHEMES[scheme] + suffix, metric, scheme, one, other,
+                    *(grid.confirmed(name, seeds, scheme, pool=pool) for name in (one, other)),
+                )
+            )
+        ]
+        for metric in METRICS
+    }  # fmt: skip
+
+
+def _blocks(lines: Mapping[str, Sequence[str]]) -> str:
+    """One table for each metric that has lines."""
+    return "\n\n".join(
+        "\n".join([_compared_head(metric), *found]) for metric, found in lines.items() if found
     )
 
 
 def second() -> str:
     """Fidelity minus random rows in each scheme, and the mean, by which the second development goes."""
-    lines: dict[str, tuple[float, str]] = {}
+    lines: dict[str, tuple[int, float, str]] = {}
+    seeds = grid.DEVELOPMENT_SEEDS[:3]
     for name in grid.SECOND[1:]:
-        found = []
-        for scheme in SCHEMES:
-            sides = paired(
-                *(grid.named(n, grid.DEVELOPMENT_SEEDS[:1], scheme=scheme) for n in (name, "random"))
-            )
-            if sides[0]:
-                found.append({m: judge(scheme).difference(m, *sides) for m in METRICS})
-        if len(found) == len(SCHEMES):
-            mean = sum(one["fidelity gap"]["value"] for one in found) / len(found)
-            cells = [signed(one["fidelity gap"]) for one in found] + [f"{mean:+.3f}"]
-            cells += [f"{one['gap closed']['value']:+.2f}" for one in found]
-            lines[name] = mean, f"| `{name}` | " + " | ".join(cells) + " |"
+        # Only seeds that are done in every scheme: the mean over schemes is of the same draws.
+        of = {s: [trained(grid.named(n, seeds, scheme=s)) for n in (name, "random")] for s in SCHEMES}
+        complete = [seed for seed in seeds if all(seed in side for pair in of.values() for side in pair)]
+        if not complete:
+            continue
+        found = [
+            {
+                m: judge(s).difference(m, *([side[seed] for seed in complete] for side in pair))
+                for m in METRICS
+            }
+            for s, pair in of.items()
+        ]
+        mean = sum(one["fidelity gap"]["value"] for one in found) / len(found)
+        columns = [signed(one["fidelity gap"]) for one in found] + [f"{mean:+.3f}"]
+        columns += [f"{one['gap closed']['value']:+.2f}" for one in found]
+        lines[name] = len(complete), mean, f"| `{name}` | {len(complete)} | " + " | ".join(columns) + " |"
     if not lines:
         return ""
     schemes = list(SCHEMES.values())
-    head = "| minus `random` | " + " | ".join(f"{s}, fidelity gap" for s in schemes) + " | mean | "
+    head = "| minus `random` | seeds | " + " | ".join(f"{s}, fidelity gap" for s in schemes) + " | mean | "
     head += " | ".join(f"{s}, gap closed" for s in schemes) + " |"
     return "\n".join(
-        ["## A second development: every scheme", "", "Development pool, seed 1, 18,000 tokens. The policy with the best mean goes on.", "",
-         head, "|---" + "|--:" * (2 * len(schemes) + 1) + "|", *[line for _, line in sorted(lines.values(), reverse=True)]]
+        ["## A second development: every scheme", "",
+         "Development pool, 18,000 tokens. The best three of seed 1 get two seeds more; of those, the one with the best mean goes on.", "",
+         head, "|---" + "|--:" * (2 * len(schemes) + 2) + "|", *[line for _, _, line in sorted(lines.values(), reverse=True)]]
     )  # fmt: skip
 
 
@@ -241,24 +276,23 @@ def distilled() -> str:
     """The same comparison where the original model teaches."""
     of = {name: grid.taught(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
     plain = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
-    blocks = []
+    lines = {}
     for metric in METRICS:
-        lines = [
+        found = [
             _compared("distilled", metric, WANDA, one, other, of[one], of[other])
             for one, other in ((grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random"))
         ]
-        lines += [
+        found += [
             _compared("distilled, not distilled", metric, WANDA, name, name, of[name], plain[name])
             for name in grid.CONFIRMED
         ]
-        if lines := [line for line in lines if line]:
-            blocks.append("\n".join([_compared_head(metric), *lines]))
-    if not blocks:
+        lines[metric] = [line for line in found if line]
+    if not any(lines.values()):
         return ""
     return (
         "## With the original model as teacher\n\n`recover.distill.weight: 1`: training follows the original model's distributions "
         "on the chosen rows, not their responses. Development pool, Wanda 50 %, 18,000 tokens.\n\n"
-        + "\n\n".join(blocks)
+        + _blocks(lines)
     )
 
 
@@ -543,14 +577,18 @@ def chosen_rows() -> str:
     for pool, seeds in (
         (grid.DEVELOPMENT, grid.DEVELOPMENT_SEEDS[:3]),
         (grid.CONFIRMATION, grid.CONFIRMATION_SEEDS),
+        (grid.RESERVE, grid.RESERVE_SEEDS),
     ):
-        response = worlds.response_tokens(pool)
-        source = {row["row_id"]: row["source"] for row in world().pools[pool]}
-        lines = [_contents("the pool", [list(response)], response, source, "")]
         if pool == grid.DEVELOPMENT:
             named = [*rivals(), *ablations(), *candidates()]
         else:
-            named = [(n, grid.confirmed(n, seeds, WANDA)) for n in grid.CONFIRMED + grid.SCEPTICS]
+            names = {grid.CONFIRMATION: grid.CONFIRMED + grid.SCEPTICS, grid.RESERVE: grid.reserved()}[pool]
+            named = [(n, grid.confirmed(n, seeds, WANDA, pool=pool)) for n in names]
+        if not named:
+            continue
+        response = worlds.response_tokens(pool)
+        source = {row["row_id"]: row["source"] for row in world().pools[pool]}
+        lines = [_contents("the pool", [list(response)], response, source, "")]
         for name, cells in named:
             found = trained(cells)
             done = [cell for cell in cells if cell.seed in seeds and cell.seed in found]
