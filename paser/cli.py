@@ -220,7 +220,9 @@ def evaluate(
     ] = None,
     tasks: Annotated[
         str,
-        typer.Option(help="Comma-separated: names in data/sources.yaml, FORMAT:FILE, or lm-eval's names."),
+        typer.Option(
+            help="Comma-separated: names in PASER's own source list, FORMAT:FILE, or lm-eval's names."
+        ),
     ] = "",
     text: Annotated[
         list[str] | None, typer.Option(help="A text file for perplexity; may be repeated.")
@@ -485,8 +487,8 @@ def compare(
 ) -> None:
     """Compare selectors on the project's own models and pool, at equal training tokens.
 
-    Needs the stages up to `score`. Selects, trains and measures once a selector and seed. Default: random,
-    paser and per-token; docs/selectors.md has all names.
+    Needs the stages `score` and `cluster`. Selects, trains and measures once a selector and seed. Default:
+    random, paser and per-token; docs/selectors.md has all names.
 
     Example: paser compare random per-token longest --seeds 5 --budget "18000 tokens"
     """

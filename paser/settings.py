@@ -430,7 +430,8 @@ class ReportSettings(Group):
 
 
 class RuntimeSettings(Group):
-    """Where and how the work is done; at most the last digits of a score depend on it."""
+    """Where and how the work is done. Scores depend on it in their last digits at most; a model that was
+    trained in several `processes` with dropout is another one."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     device_map: Literal["none", "auto"] = "none"

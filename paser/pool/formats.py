@@ -55,7 +55,7 @@ class File:
 class Adapter(Protocol):
     """Reads a source's files, given in a fixed order, into drafts."""
 
-    def __call__(self, files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]: ...
+    def __call__(self, files: Sequence[File]) -> Iterator[Draft]: ...
 
 
 def read_source(folder: Path, source: Source) -> Iterator[Sample]:
@@ -68,7 +68,7 @@ def read_source(folder: Path, source: Source) -> Iterator[Sample]:
     adapter = ADAPTERS[source.format or "auto"]
     rows = answered = 0
     try:
-        for draft in adapter(files, source.options):
+        for draft in adapter(files):
             for key, value in vars(draft).items():
                 require_characters(value or "", key, draft.row)
             rows += 1
@@ -131,19 +131,14 @@ def _field(row: Mapping[str, Any], key: str, where: str, *, optional: bool = Fal
 
 def _alpaca_row(document: Document) -> Draft:
     row, where = _object(document), document.where
-    return Draft(
-        document.row,
-        _field(row, "instruction", where),
-        _field(row, "input", where, optional=True),
-        _field(row, "output", where),
-        _field(row, "label", where, optional=True) or None,
-        _field(row, "license", where, optional=True) or None,
-    )
+    texts = _field(row, "instruction", where), _field(row, "input", where, optional=True)
+    return Draft(document.row, *texts, _field(row, "output", where), *_label_and_license(row, where))
 
 
 def _completion_row(document: Document) -> Draft:
     row, where = _object(document), document.where
-    return Draft(document.row, _field(row, "prompt", where), "", _field(row, "completion", where))
+    texts = _field(row, "prompt", where), "", _field(row, "completion", where)
+    return Draft(document.row, *texts, *_label_and_license(row, where))
 
 
 def _sharegpt_row(document: Document) -> Draft:
@@ -162,22 +157,28 @@ def _first_exchange(document: Document, key: str, speaker: str, text: str, names
     turns = row.get(key)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise SourceError(f"{where}: {key!r} is {shown(turns)}, not a list of turns", remedy="mend the row")
-    prompt = ""
+    prompt = answer = ""
     for number, turn in enumerate(turns, 1):
         place = f"{where}, turn {number}"
         kind = names.get(_field(turn, speaker, place))
         if kind == "prompt" and not prompt:
             prompt = _field(turn, text, place)
         elif kind == "answer" and prompt:
-            return Draft(document.row, prompt, "", _field(turn, text, place))
+            answer = _field(turn, text, place)
+            break
         elif prompt:
             break
-    return Draft(document.row, prompt, "", "")
+    return Draft(document.row, prompt, "", answer, *_label_and_license(row, where))
+
+
+def _label_and_license(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
+    """What a row says of itself beside its text, in every format."""
+    label, license = (_field(row, key, where, optional=True) or None for key in ("label", "license"))
+    return label, license
 
 
 def _one_by_one(read: Callable[[Document], Draft]) -> Adapter:
-    def adapter(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
-        _no_options(options)
+    def adapter(files: Sequence[File]) -> Iterator[Draft]:
         return (read(document) for document in _records(files))
 
     return adapter
@@ -191,9 +192,8 @@ _SHAPES: tuple[tuple[str, frozenset[str], Callable[[Document], Draft]], ...] = (
 )
 
 
-def _auto(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _auto(files: Sequence[File]) -> Iterator[Draft]:
     """Alpaca, ShareGPT, chat or completion, told by the keys of a file's first row."""
-    _no_options(options)
     file: str | None = None
     read: Callable[[Document], Draft] = _alpaca_row
     for document in _records(files):
@@ -217,9 +217,8 @@ def _shape(document: Document) -> Callable[[Document], Draft]:
 # Formats of the default's packages
 
 
-def _champ(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _champ(files: Sequence[File]) -> Iterator[Draft]:
     """CHAMP: competition problems; the response is the annotated solution and the answer."""
-    _no_options(options)
     for file in files:
         content = read_json_text(read_text(file.path, file.name), file.name)
         problems = content.get("problems") if isinstance(content, dict) else None
@@ -238,9 +237,8 @@ def _champ(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]
 _COT = re.compile(r"\A(?P<question>.*?)\nA:\s*Let's think step by step\.\s*(?P<answer>.*)\Z", re.DOTALL)
 
 
-def _mmlu_cot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _mmlu_cot(files: Sequence[File]) -> Iterator[Draft]:
     """lm-eval's chain-of-thought prompts: `Q: ... A: Let's think step by step. ...` by subject."""
-    _no_options(options)
     for file in files:
         subjects = read_json_text(read_text(file.path, file.name), file.name)
         if not isinstance(subjects, dict):
@@ -256,9 +254,8 @@ def _mmlu_cot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Dra
                 yield Draft(f"{file.name}:{subject}/{number}", match["question"], "", match["answer"])
 
 
-def _bbh_cot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _bbh_cot(files: Sequence[File]) -> Iterator[Draft]:
     """lm-eval's BIG-Bench Hard tasks: the worked few-shot samples of each YAML file."""
-    _no_options(options)
     for file in files:
         task = read_yaml(file.path, file.name)
         samples = task.get("fewshot_config", {}).get("samples") if isinstance(task, dict) else None
@@ -276,13 +273,12 @@ def _bbh_cot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draf
 _CALLS = "Answer with a JSON list of calls to these functions:"
 
 
-def _bfcl(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _bfcl(files: Sequence[File]) -> Iterator[Draft]:
     """Berkeley Function-Calling Leaderboard: questions, matched by id with `possible_answer/` files.
 
     The response is a JSON list of calls, each argument with its first acceptable value; an argument
     that may be left out (its first or only acceptable value is empty) is left out.
     """
-    _no_options(options)
     answers: dict[str, list[dict[str, Any]]] = {}
     for file in files:
         if "possible_answer/" in file.name:
@@ -334,9 +330,8 @@ def _nested(value: Any) -> Any:
     return value
 
 
-def _chatterbot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _chatterbot(files: Sequence[File]) -> Iterator[Draft]:
     """ChatterBot's YAML conversations: each turn is the prompt of the next; a lone turn has no response."""
-    _no_options(options)
     for file in files:
         content = read_yaml(file.path, file.name)
         conversations = content.get("conversations") if isinstance(content, dict) else None
@@ -358,13 +353,12 @@ def _chatterbot(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[D
                 yield Draft(f"{file.name}:{number}.{turn}", prompt, "", answer)
 
 
-def _functions(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _functions(files: Sequence[File]) -> Iterator[Draft]:
     """Documented public functions at the top level of Python files, parsed and never imported.
 
     The instruction gives signature and first paragraph of the docstring; the response is the source
     without the docstring.
     """
-    _no_options(options)
     for file in files:
         text = read_text(file.path, file.name)
         try:
@@ -413,9 +407,8 @@ def _strip_blank(lines: list[str]) -> list[str]:
     return lines
 
 
-def _evals(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]:
+def _evals(files: Sequence[File]) -> Iterator[Draft]:
     """OpenAI Evals: `input` is a text or chat messages, `ideal` the answer (the first of a list)."""
-    _no_options(options)
     for document in _records(files):
         row, where = _object(document), document.where
         turns = row.get("input")
@@ -427,11 +420,6 @@ def _evals(files: Sequence[File], options: Mapping[str, Any]) -> Iterator[Draft]
         if isinstance(ideal, list) and ideal:
             ideal = ideal[0]
         yield Draft(document.row, prompt, "", _field({"ideal": ideal}, "ideal", where))
-
-
-def _no_options(options: Mapping[str, Any]) -> None:
-    if options:
-        raise SourceError(f"unknown option {next(iter(options))!r}", remedy="this format has no options")
 
 
 ADAPTERS: dict[str, Adapter] = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ FORMATS = (
 TEXT_FORMAT = "text"
 TASK_FORMATS = ("choices", "hellaswag", "llm-adapters", "gsm8k", "humaneval", "mbpp", TEXT_FORMAT)
 _KEYS = (
-    "name", "uri", "files", "role", "format", "options", "label", "license", "benchmark",
+    "name", "uri", "files", "role", "format", "label", "license", "benchmark",
     "max_rows", "sample_seed",
 )  # fmt: skip
-_ROW_KEYS = ("format", "options", "label", "benchmark", "max_rows", "sample_seed")
+_ROW_KEYS = ("format", "label", "benchmark", "max_rows", "sample_seed")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -53,7 +53,6 @@ class Source:
     uri: str
     role: str
     format: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
     label: str | None = None
     license: str = "unknown"
     benchmark: str | None = None
@@ -66,8 +65,7 @@ class Source:
 
     def as_json(self) -> dict[str, Any]:
         """Name, URI and all that the later stages need, in plain types."""
-        return {key: dict(value) if key == "options" else value for key, value in vars(self).items()
-                if key != "role"}  # fmt: skip
+        return {key: value for key, value in vars(self).items() if key != "role"}
 
 
 def load_sources(path: Path) -> list[Source]:
@@ -112,10 +110,21 @@ def source_from_uri(
     )
 
 
-def contaminated(evaluation: Iterable[Source], training: Iterable[Source]) -> list[str]:
-    """Benchmarks of the evaluation sources whose items also stand in the training sources, sorted."""
-    trained = {_folded(s.benchmark) for s in training if s.benchmark}
-    return sorted({s.benchmark for s in evaluation if s.benchmark and _folded(s.benchmark) in trained})
+def contaminated(
+    evaluation: Iterable[Source], training: Iterable[Source], tasks: Iterable[str] = ()
+) -> list[str]:
+    """Benchmarks that are evaluated on and whose items also stand in the training sources, sorted.
+
+    A task of lm-eval's own has no benchmark but its name: it counts where the benchmark's words stand in
+    it in a row (`mmlu_anatomy` is MMLU).
+    """
+    trained = {_folded(s.benchmark): s.benchmark for s in training if s.benchmark}
+    found = {s.benchmark for s in evaluation if s.benchmark and _folded(s.benchmark) in trained}
+    for task in tasks:
+        words = [word for word in re.split(r"[\W_]+", task) if word]
+        runs = {_folded("".join(words[i:j])) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        found |= {trained[name] for name in runs & trained.keys()}
+    return sorted(found)
 
 
 def _folded(benchmark: str) -> str:
@@ -148,7 +157,6 @@ def _source(entry: Any, where: str) -> Source:
         uri=_uri(entry, where),
         role=role,
         format=None if role in MODEL_ROLES else _format(entry, where),
-        options=_options(entry, where),
         label=_text(entry, "label", where, None),
         license=_text(entry, "license", where, "unknown") or "unknown",
         benchmark=_text(entry, "benchmark", where, None),
@@ -185,15 +193,6 @@ def _format(entry: dict[str, Any], where: str) -> str:
     if name not in known:
         raise SourceError(f"{where}: unknown format {name!r}", remedy=f"one of {', '.join(known)}")
     return name
-
-
-def _options(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    options = entry.get("options") or {}
-    if not isinstance(options, dict):
-        raise SourceError(
-            f"{where}: options is {options!r}, not a mapping", remedy="write `key: value` lines"
-        )
-    return options
 
 
 def _uri(entry: dict[str, Any], where: str) -> str:

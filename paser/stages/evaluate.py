@@ -167,11 +167,14 @@ def _benchmarks(context: Context) -> list[str]:
         for role in ("pool", "calibration", "evaluation", TASK_ROLE)
     }
     training = [*sources["pool"], *sources["calibration"]]
-    overlap = contaminated([*sources["evaluation"], *sources[TASK_ROLE]], training)
+    local = {source.name for source in sources[TASK_ROLE]}
+    hub = [name for name in context.settings.evaluate.tasks if name not in local]
+    overlap = contaminated([*sources["evaluation"], *sources[TASK_ROLE]], training, hub)
     if overlap and not context.settings.evaluate.allow_contaminated:
         raise StageError(
             f"evaluation on {', '.join(overlap)} is contaminated: its items are in pool or calibration",
-            remedy="take that source out of data/sources.yaml, or set evaluate.allow_contaminated: true",
+            remedy="take that source or task out of data/sources.yaml and evaluate.tasks, or set "
+            "evaluate.allow_contaminated: true",
         )
     return sorted({source.benchmark for source in training if source.benchmark})
 

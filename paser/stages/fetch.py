@@ -3,6 +3,7 @@ pruned model that `prune.external` names, if there is one. Of tasks only those t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paser.artifacts import remove, write_json, write_jsonl
@@ -27,7 +28,9 @@ def run(context: Context) -> None:
     listed = load_sources(context.input("data/sources.yaml"))
     wanted = {*context.settings.evaluate.tasks, *context.settings.evaluate.perplexity}
     sources = [source for source in listed if source.role != TASK_ROLE or source.name in wanted]
-    _warn_of_overlap(sources)
+    listed_tasks = {source.name for source in sources}
+    hub_tasks = [name for name in context.settings.evaluate.tasks if name not in listed_tasks]
+    _warn_of_overlap(sources, hub_tasks)
     base = context.input("data/raw")
     fetched: dict[str, list[Fetched]] = {role: [] for role in ROLES}
     with progress("fetching", len(sources), "sources") as advance:
@@ -40,7 +43,7 @@ def run(context: Context) -> None:
                 advance()
             write_index(folder, role, fetched[role])
     external = _fetch_external(context)
-    _fetch_prompts(context, {source.name for source in sources})
+    _fetch_prompts(context, hub_tasks)
     context.note(
         sources={role: len(entries) for role, entries in fetched.items()},
         benchmarks=sorted(
@@ -56,9 +59,8 @@ def run(context: Context) -> None:
     )
 
 
-def _fetch_prompts(context: Context, listed: set[str]) -> None:
+def _fetch_prompts(context: Context, names: Sequence[str]) -> None:
     """The prompts of lm-eval's own tasks, so that rows which show them can be left out of selection."""
-    names = [name for name in context.settings.evaluate.tasks if name not in listed]
     if not names:
         return
     from paser.evaluation.hub import hub_prompts, require_known
@@ -83,12 +85,12 @@ def _fetch_external(context: Context) -> dict[str, str]:
     return {"external": found.resolved}
 
 
-def _warn_of_overlap(sources: list[Source]) -> None:
+def _warn_of_overlap(sources: Sequence[Source], hub_tasks: Sequence[str]) -> None:
     """Said before hours of work, at the end of which `evaluate` would refuse."""
     evaluation = [source for source in sources if source.role in ("evaluation", TASK_ROLE)]
     training = [source for source in sources if source.role in ("pool", "calibration")]
-    if overlap := contaminated(evaluation, training):
+    if overlap := contaminated(evaluation, training, hub_tasks):
         warn(
-            f"items of {', '.join(overlap)} are in pool or calibration as well as in an evaluation source: "
+            f"items of {', '.join(overlap)} are in pool or calibration as well as in what is evaluated: "
             "`evaluate` will refuse it unless evaluate.allow_contaminated is set"
         )

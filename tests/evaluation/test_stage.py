@@ -141,6 +141,14 @@ def test_evaluation_on_a_benchmark_that_was_trained_on_is_refused(project: Path)
     with pytest.raises(StageError, match=r"Tiny Exam is contaminated[\s\S]*allow_contaminated"):
         run_stage("evaluate", project)
     settings = yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+    asked = settings["evaluate"]["tasks"]
+    settings["evaluate"]["tasks"] = ["truthfulqa_mc1"]
+    (project / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    path.write_text(json.dumps(index).replace("tiny-exam", "TruthfulQA"), encoding="utf-8")
+    with pytest.raises(StageError, match=r"TruthfulQA is contaminated[\s\S]*evaluate\.tasks"):
+        run_stage("evaluate", project)
+    settings["evaluate"]["tasks"] = asked
+    path.write_text(json.dumps(index), encoding="utf-8")
     settings["evaluate"]["allow_contaminated"] = True
     (project / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     run_stage("evaluate", project)

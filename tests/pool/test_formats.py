@@ -67,10 +67,6 @@ class Contract:
         with pytest.raises(SourceError, match="none of them with a response"):
             read(tmp_path, {**self.unanswered}, self.format)
 
-    def test_an_unknown_option_is_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(SourceError, match="unknown option 'depth'"):
-            read(tmp_path, {**self.good}, self.format, options={"depth": 2})
-
 
 class TestAlpaca(Contract):
     format = "alpaca"
@@ -295,9 +291,20 @@ class TestEvals(Contract):
     unanswered: ClassVar = {"a.jsonl": lines({"input": "a"})}
 
 
-def test_a_row_may_carry_its_own_label_and_license(tmp_path: Path) -> None:
-    row = {"instruction": "a", "output": "b", "label": "code", "license": "CC0-1.0"}
-    (sample,) = read(tmp_path, {"a.jsonl": lines(row)}, "alpaca", label="maths")
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("alpaca", {"instruction": "a", "output": "b"}),
+        ("completion", {"prompt": "a", "completion": "b"}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+        ("chat", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+        ("auto", {"prompt": "a", "completion": "b"}),
+    ],
+)
+def test_a_row_may_carry_its_own_label_and_license(tmp_path: Path, format: str, text: dict[str, Any]) -> None:
+    row = {**text, "label": "code", "license": "CC0-1.0"}
+    (sample,) = read(tmp_path, {"a.jsonl": lines(row)}, format, label="maths")
+    assert (sample.instruction, sample.output) == ("a", "b")
     assert (sample.label, sample.license) == ("code", "CC0-1.0")
 
 

@@ -32,7 +32,7 @@ def entries() -> list[dict[str, Any]]:
 def test_a_valid_list_becomes_frozen_sources() -> None:
     sources = parse_sources({"sources": entries()}, "list")
     assert [source.name for source in sources] == ["big", "mini", "rows", "few"]
-    assert sources[2] == Source("rows", "file:rows.jsonl", "pool", "auto", {}, "maths", "MIT")
+    assert sources[2] == Source("rows", "file:rows.jsonl", "pool", "auto", "maths", "MIT")
     assert sources[0].format is None
     assert sources[3].max_rows == 8
 
@@ -121,6 +121,25 @@ def test_contamination_is_told_by_benchmark_whatever_its_spelling() -> None:
         "mmlu",
     ]
     assert contaminated([source("ARC")], training) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        ("mmlu_anatomy", ["MMLU"]),
+        ("leaderboard_mmlu_pro", ["MMLU"]),
+        ("truthfulqa_mc1", ["Truthful QA"]),
+        ("gsm8k_cot", ["GSM-8K"]),
+        ("cmmlu", []),
+        ("hellaswag", []),
+    ],
+)
+def test_a_task_of_the_harness_counts_by_its_name(task: str, found: list[str]) -> None:
+    training = [
+        Source(name.casefold(), "file:x", "pool", benchmark=name)
+        for name in ("MMLU", "Truthful QA", "GSM-8K")
+    ]
+    assert contaminated([], training, [task]) == found
 
 
 def test_every_format_of_the_list_has_an_adapter() -> None:

@@ -108,7 +108,7 @@ def test_a_model_without_weights_is_said(raw: Path, cache: Cache, tmp_path: Path
 
 def test_the_index_gives_back_what_was_fetched(tmp_path: Path) -> None:
     source = Source(
-        "rows", "file:r", "pool", "bfcl", {"a": 1}, "maths", "MIT", benchmark="X", max_rows=3, sample_seed=2
+        "rows", "file:r", "pool", "bfcl", "maths", "MIT", benchmark="X", max_rows=3, sample_seed=2
     )
     fetched = Fetched(source, "sha256:0", {"a.json": "0"})
     write_index(tmp_path, "pool", [fetched])
