@@ -123,10 +123,11 @@ def stage(
 
 def clean_commit(project: Path) -> str:
     """The commit of the project's repository; raises `FlowError` when files differ from it."""
+    carried = [f"{_inside(project)}{name}" for name in CARRIED]
     changed = [
         line
-        for line in _git(project, "status", "--porcelain", "--untracked-files=normal").splitlines()
-        if line[3:].strip('"') not in CARRIED
+        for line in _git(project, "status", "--porcelain", "-z", "--untracked-files=normal").split("\0")
+        if line and line[3:] not in carried
     ]
     if changed:
         raise FlowError(
@@ -138,7 +139,7 @@ def clean_commit(project: Path) -> str:
 
 
 def checkout(home: Path, commit: str, stage: str) -> Path:
-    """A checkout of `commit` for `stage` below `.paser/checkouts`, made where it is missing."""
+    """The project in a checkout of `commit` for `stage` below `.paser/checkouts`, made where missing."""
     folder = home / ".paser" / "checkouts" / f"{commit[:12]}-{stage}"
     if not _has(home, commit):
         _git(home, "fetch", "--quiet", "--all")
@@ -149,7 +150,7 @@ def checkout(home: Path, commit: str, stage: str) -> Path:
     if not (folder / ".git").exists():
         _git(home, "worktree", "prune")
         _git(home, "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
-    return folder
+    return folder / _inside(home)
 
 
 def dvc(project: Path, *words: str, hours: float) -> None:
@@ -169,7 +170,7 @@ def _prepare(home: Path, place: Path, commit: str, settings: str, lock: dict[str
     import yaml
 
     _git(place, "reset", "--quiet", "--hard", commit)
-    _git(place, "clean", "--quiet", "-fd")
+    _git(place, "clean", "--quiet", "-fd", ":/")
     (place / "params.yaml").write_text(settings, encoding="utf-8")
     content = yaml.safe_dump({"schema": "2.0", "stages": lock}, sort_keys=False)
     (place / "dvc.lock").write_text(content, encoding="utf-8")
@@ -184,6 +185,11 @@ def _restore(job: Job, state: str, message: str) -> tuple[str, str]:
 def _cancel(run: FlowRun) -> None:
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Cancelling(message="its caller waited long enough"), force=True)
+
+
+def _inside(project: Path) -> str:
+    """The project's path in its repository, with a slash behind it; empty where it is the repository."""
+    return _git(project, "rev-parse", "--show-prefix").removesuffix("\n")
 
 
 def _has(home: Path, commit: str) -> bool:

@@ -38,7 +38,7 @@ def one_at_a_time(
     with the lock in hand. Raises `Busy` after the wait.
     """
     folder = project / ".paser"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     note = folder / "flow.json"
     lock = FileLock(folder / "flow.lock")
     deadline, told = time.monotonic() + wait_seconds, False

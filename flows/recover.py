@@ -20,12 +20,26 @@ from prefect.states import Completed, Crashed, Failed
 from prefect.tasks import exponential_backoff
 
 from flows import dvc_stage, shown, workspace
+from flows.errors import FlowError
 from flows.locking import one_at_a_time
 from flows.project import find_project
 from flows.stage_task import Job, run_stage
 from paser.errors import PaserError
 
 DONE = ("Cached", "Restored", "Completed")
+USAGE = """\
+usage: python -m flows.recover [KEY=VALUE ...]
+
+Runs what is stale of the pipeline. Keys are the flow's parameters, values are YAML:
+
+  targets=[score]                 stages to run with all they depend on; all by default
+  force=true                      run the targets though they are fresh
+  'overrides={select.budget: 20%, recover.distill.weight: 0.5}'
+                                  other values for keys of params.yaml, in a workspace of their own
+  gpu_deployment=stage/gpu        deployment that runs the GPU stages on another machine
+  project=FOLDER                  by default PASER_PROJECT, or this clone
+  wait_minutes=60                 how long to wait for another flow or DVC command
+  retry_seconds=30                pause before the first retry of a stage"""
 
 
 @flow(name="recover", result_serializer="json", persist_result=True)
@@ -53,10 +67,12 @@ def recover(
     log = get_run_logger()
     try:
         home = find_project(project)
-        place = workspace.open_workspace(home, overrides) if overrides else home
+        place = workspace.workspace_of(home, overrides) if overrides else home
         extra = workspace.surroundings(home, place) if overrides else {}
         holder = {"flow_run": str(runtime.flow_run.id), "name": str(runtime.flow_run.name)}
         with one_at_a_time(place, holder, 60 * wait_minutes, say=log.info, on_dead=_mark_dead):
+            if overrides:
+                workspace.open_workspace(home, overrides)
             nodes = dvc_stage.with_upstream(dvc_stage.read_graph(place), targets or [])
             forced = {node.name for node in nodes if force and (not targets or node.name in targets)}
             futures: dict[str, PrefectFuture[Any]] = {}
@@ -154,12 +170,41 @@ def _mark_dead(note: dict[str, Any]) -> None:
 
 def main() -> None:
     """Runs the flow once; parameters as `key=value`, values in YAML: `targets=[score] force=true`."""
-    from paser.settings import read_yaml
-
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    state = recover(**{key: read_yaml(value) for key, value in given.items()}, return_state=True)
+    words = sys.argv[1:]
+    if "--help" in words or "-h" in words:
+        print(USAGE)
+        sys.exit(0)
+    try:
+        given = _given(words)
+    except FlowError as error:
+        sys.exit(f"error: {error}\n\n{USAGE}")
+    state = recover(**given, return_state=True)
     print(f"{state.name}: {state.message}")
     sys.exit(0 if state.is_completed() else 1)
+
+
+def _given(words: list[str]) -> dict[str, Any]:
+    """The parameters in words `key=value`; raises `FlowError` for anything else."""
+    from yaml import YAMLError
+
+    from paser.settings import read_yaml
+
+    given = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise FlowError(f"{word!r} is not `key=value`", remedy=f"write {word}=VALUE")
+        if key not in recover.parameters.properties:
+            known = ", ".join(recover.parameters.properties)
+            raise FlowError(
+                f"the flow has no parameter {key!r}",
+                remedy=f"one of {known}; a key of params.yaml goes below one: 'overrides={{{key}: {value}}}'",
+            )
+        try:
+            given[key] = read_yaml(value)
+        except YAMLError as error:
+            raise FlowError(f"{word!r} has no YAML after `=`: {error}", remedy="correct the value") from error
+    return given
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ ever ended. Logs, notes and the server's database lie in `.paser/prefect`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ import psutil
 from flows.command import environment
 from flows.errors import FlowError
 from flows.project import VARIABLE, find_project
-from paser.artifacts import write_json
+from paser.artifacts import read_json, write_json
 from paser.errors import PaserError
 
 POOLS = ("cpu", "gpu")
@@ -41,21 +42,27 @@ def start(project: Path, pools: tuple[str, ...] = POOLS) -> None:
 
     `PASER_PORT` and `PASER_HOST` say where the server listens: on 127.0.0.1:4200 by default.
 
-    Raises `FlowError` when the port belongs to someone else or the server does not come up.
+    Raises `FlowError` when the port belongs to someone else, the server that runs listens elsewhere, or it
+    does not come up.
     """
-    port = int(os.environ.get(PORT, "4200"))
-    extra = settings(project, port)
+    host, port = listens()
+    where = ["--host", host, "--port", str(port)]
+    extra = settings(project)
     os.environ.update(extra)
     folder = _folder(project)
     prefect = [sys.executable, "-m", "prefect"]
     if not _running(folder / "server.json"):
-        if _answers(f"{extra['PREFECT_API_URL']}/health") or _taken(port):
+        if _answers(f"{extra['PREFECT_API_URL']}/health") or _taken(reached_at(host), port):
             raise FlowError(
                 f"port {port} is taken by another program", remedy=f"end it, or set {PORT} to a free port"
             )
         print(f"starting the server (log: {folder / 'server.log'})", flush=True)
-        where = ["--host", os.environ.get(HOST, "127.0.0.1"), "--port", str(port)]
         _spawn(folder, "server", [*prefect, "server", "start", *where])
+    elif (there := read_json(folder / "server.json")["command"][-len(where) :]) != where:
+        raise FlowError(
+            f"the server of {project} runs with {' '.join(there)}, not with {' '.join(where)}",
+            remedy=f"`make stop` ends it; or set {HOST} and {PORT} as when it was started",
+        )
     wait_for_api(extra["PREFECT_API_URL"], START_SECONDS, lambda: _running(folder / "server.json"))
     _furnish()
     _deploy(project)
@@ -86,9 +93,13 @@ def work(project: Path, pool: str) -> None:
     """
     os.environ[VARIABLE] = str(project)
     url = os.environ.get("PREFECT_API_URL")
+    if not url and (os.environ.get(HOST) or os.environ.get(PORT)):
+        url = os.environ["PREFECT_API_URL"] = api_url()
     if not url:
         raise FlowError(
-            "PREFECT_API_URL is not set", remedy="set it to the server's, such as http://HOST:4200/api"
+            "PREFECT_API_URL is not set",
+            remedy="set it to the server's, such as http://HOST:4200/api; on the server's own machine "
+            f"{PORT} or {HOST} will do",
         )
     name = f"{pool}-{socket.gethostname()}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
@@ -115,13 +126,33 @@ def work(project: Path, pool: str) -> None:
         time.sleep(5.0)
 
 
-def settings(project: Path, port: int) -> dict[str, str]:
+def listens() -> tuple[str, int]:
+    """Host and port of the server, from `PASER_HOST` and `PASER_PORT`."""
+    port = os.environ.get(PORT) or "4200"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise FlowError(f"{PORT} is {port!r}, which is no port", remedy="set it to a number, 1 .. 65535")
+    return os.environ.get(HOST) or "127.0.0.1", int(port)
+
+
+def reached_at(host: str) -> str:
+    """Where this machine reaches a server that listens on `host`, which may mean all its addresses."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def api_url() -> str:
+    """The address of this machine's server."""
+    host, port = listens()
+    there = reached_at(host)
+    return f"http://[{there}]:{port}/api" if ":" in there else f"http://{there}:{port}/api"
+
+
+def settings(project: Path) -> dict[str, str]:
     """Environment of the server and of all that talks to it."""
     return {
         **settings_of_worker(),
         VARIABLE: str(project),
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(_folder(project)),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_URL": api_url(),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # In memory, the default, a restart of the server would forget who holds a slot, for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -263,9 +294,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _taken(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5.0):
+        return True
+    return False
 
 
 def _folder(project: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from flows import dvc_stage
 from flows.errors import FlowError
 from paser.artifacts import fingerprint, write_json
 from paser.cache import Cache
-from paser.settings import parse_settings, read_yaml
+from paser.settings import Group, Settings, parse_settings, read_yaml
 
 SOURCES = ".paser/workspace.json"
 # Results of the project are not copied: DVC restores what fits.
@@ -25,27 +25,44 @@ NOT_COPIED = ("dvc.lock", "params.yaml")
 
 
 def override(text: str, changes: Mapping[str, Any], origin: str = "params.yaml") -> str:
-    """The settings in `text` with dotted keys replaced (`{"select.budget": "20%"}`), checked.
+    """The settings in `text` with other values for dotted keys (`{"recover.distill.weight": 0.5}`), checked.
 
-    Raises `SettingsError` for an unknown key or a value out of range.
+    Of a group (`{"recover": {"distill": {"weight": 0.5}}}`) the keys that are given change and no others. Any
+    other value is replaced as a whole, a mapping such as `prune.options` too; `prune.options.alpha` sets one
+    of its keys. Raises `SettingsError` for an unknown key or a value out of range.
     """
     import yaml
 
     content = read_yaml(text) or {}
     for key, value in changes.items():
-        group, _, leaf = key.partition(".")
-        if leaf:
-            content[group] = {**(content.get(group) or {}), leaf: value}
-        else:
-            content[group] = value
+        content = _changed(content, key.split("."), value, Settings)
     parse_settings(content, f"{origin} with overrides")
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
+def _changed(content: Any, path: Sequence[str], value: Any, kind: Any) -> Any:
+    """`content`, a value of type `kind`, with another value at `path` inside."""
+    group = kind if isinstance(kind, type) and issubclass(kind, Group) else None
+    if not path and not (group and isinstance(value, Mapping)):
+        return value
+    found = dict(content) if isinstance(content, Mapping) else {}
+    for key, inner in [(path, value)] if path else [(str(k).split("."), v) for k, v in value.items()]:
+        field = group.model_fields.get(key[0]) if group else None
+        found[key[0]] = _changed(found.get(key[0]), key[1:], inner, field.annotation if field else None)
+    return found
+
+
+def workspace_of(project: Path, changes: Mapping[str, Any]) -> Path:
+    """Where the workspace of `project` for these overrides lies; named by them. They are checked, and nothing
+    is written."""
+    override((project / "params.yaml").read_text(encoding="utf-8"), changes)
+    return project / ".paser" / "workspaces" / fingerprint(dict(changes))[:12]
+
+
 def open_workspace(project: Path, changes: Mapping[str, Any]) -> Path:
-    """The workspace of `project` for these overrides, made or brought up to date; named by them."""
+    """Makes the workspace for these overrides, or brings it up to date; for the flow that holds its lock."""
+    folder = workspace_of(project, changes)
     settings = override((project / "params.yaml").read_text(encoding="utf-8"), changes)
-    folder = project / ".paser" / "workspaces" / fingerprint(dict(changes))[:12]
     folder.mkdir(parents=True, exist_ok=True)
     _copy_sources(project, folder)
     (folder / "params.yaml").write_text(settings, encoding="utf-8")

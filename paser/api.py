@@ -274,7 +274,7 @@ def recover(
 
 def verify(model: str | Path) -> list[Check]:
     """Checks a recovered model's folder against its `provenance.json`: every file, and the Merkle root over
-    its rows. The model's audit entry, where it has one, is checked by `paser audit verify`."""
+    its rows. An export's audit entry is checked too; that of a project is by `paser audit verify`."""
     return verify_folder(Path(model))
 
 

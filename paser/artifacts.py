@@ -1,17 +1,20 @@
 """Files that are either complete or absent, and their digests.
 
 Everything is written beside its target and renamed at the end; nothing half-written is ever left
-under its final name.
+under its final name. Names beside a target say which process of which host they belong to, so that
+runs at the same time leave each other's alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 1 << 20
+# Kinds of names beside a target, all of which git and DVC ignore: what is to replace it, and what stood in
+# its place until then.
+_PARTIAL, _EARLIER = "partial", "partial-earlier"
 # Files that run code of their author when they are loaded.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 NOT_READ = "pickles beside the weights are not read"
@@ -57,10 +63,25 @@ def sha256_file(path: Path) -> str:
 
 
 def files_below(path: Path) -> list[Path]:
-    """All files of a directory in a fixed order, without `__pycache__` (or the file itself)."""
+    """All files of a directory in a fixed order (or the file itself); of a Python package, those outside
+    `__pycache__`, which Python writes when it likes.
+
+    Raises `PaserError` for a link to a folder: nothing would notice a change behind it.
+    """
     if path.is_file():
         return [path]
-    found = (p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    package = (path / "__init__.py").is_file()
+    found = []
+    for inside in path.rglob("*"):
+        if package and "__pycache__" in inside.relative_to(path).parts:
+            continue
+        if inside.is_file():
+            found.append(inside)
+        elif inside.is_symlink() and inside.is_dir():
+            raise PaserError(
+                f"{inside} is a link to a folder, and a change behind it would not be noticed",
+                remedy="put the folder itself there",
+            )
     return sorted(found, key=lambda p: p.relative_to(path).as_posix())
 
 
@@ -70,7 +91,15 @@ def file_digests(path: Path) -> dict[str, str]:
 
 
 def tree_digest(digests: dict[str, str]) -> str:
-    """One digest for a directory: SHA-256 over its sorted `digest  path` lines."""
+    """One digest for a directory: SHA-256 over its sorted `digest  path` lines.
+
+    Raises `PaserError` for a path with a line break, which could pass for two files.
+    """
+    if broken := sorted(name for name in digests if "\n" in name):
+        raise PaserError(
+            f"the file name {broken[0]!r} has a line break, so two lists of files could have one digest",
+            remedy="rename the file",
+        )
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return sha256_bytes(lines.encode("utf-8"))
 
@@ -128,27 +157,72 @@ def _disk_is_full(error: Exception, path: Path) -> bool:
     return shutil.disk_usage(folder).free < _CHUNK
 
 
+def beside(target: Path, kind: str = _PARTIAL) -> Path:
+    """Where this process keeps what is to be `target`; each process of each host has a name of its own."""
+    return target.with_name(f"{target.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
+
+
+def abandoned(target: Path, kind: str = _PARTIAL) -> list[Path]:
+    """What is left `beside` a target by a process that is gone, or by this one earlier.
+
+    Whether a process of another host still runs cannot be told here, so what belongs to one is no leftover.
+    """
+    import psutil
+
+    prefix = f"{target.name}.{kind}-"
+    found = []
+    for path in sorted(target.parent.glob(f"{glob.escape(prefix)}*")):
+        host, _, process = path.name.removeprefix(prefix).rpartition("-")
+        if not process.isdecimal() or host not in ("", socket.gethostname()):
+            continue
+        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
+            found.append(path)
+    return found
+
+
+def tidy(target: Path) -> None:
+    """Removes what dead processes left beside a target; one that died while it replaced the target had put
+    the earlier content aside, which comes back."""
+    for path in [*abandoned(target, _EARLIER), *abandoned(target)]:
+        with contextlib.suppress(FileNotFoundError):  # another run tidies as well
+            if path.name.startswith(f"{target.name}.{_EARLIER}-") and not os.path.lexists(target):
+                os.rename(path, target)
+            else:
+                remove(path)
+
+
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yields a path beside `target`; renamed to `target` on success, removed on any error."""
+    """Yields a path beside `target`; renamed to `target` on success, removed on any error before that."""
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f"{target.name}.partial-*"):
-            remove(stale)
-        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        tidy(target)
+        partial = beside(target)
         try:
             yield partial
-            replace(partial, target)
         except BaseException:
             remove(partial)
             raise
+        replace(partial, target)
 
 
 def replace(partial: Path, target: Path) -> None:
-    """Puts `partial` in the place of `target`, whatever stood there."""
-    if target.is_dir() and not target.is_symlink():
-        remove(target)
-    os.replace(partial, target)
+    """Puts `partial` in the place of `target`, whatever stood there.
+
+    What stood there is removed last. Until then, interrupted at any point, old and new are both on disk,
+    and `tidy` brings the old back where `target` is missing.
+    """
+    earlier = beside(target, _EARLIER)
+    if target.is_dir() or partial.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, earlier)
+    try:
+        os.replace(partial, target)
+    except BaseException:
+        if os.path.lexists(earlier) and not os.path.lexists(target):
+            os.rename(earlier, target)
+        raise
+    remove(earlier)
 
 
 def json_text(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -564,6 +565,8 @@ def version() -> None:
 def main() -> None:
     """Entry point: an error is printed as cause and remedy, with exit code 1."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # PASER shows its own progress, libraries none
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # outside UTF-8, one sign less instead of no answer
     try:
         app()
     except Exception as error:

@@ -6,6 +6,7 @@ They are thin, like those of `paser/cli.py`, and apart from them only because th
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,9 @@ NO = 3  # exit code: the question was answered with no
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+    """As JSON; where standard output is not UTF-8, in escapes, so that no character is replaced."""
+    unicode = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") in ("utf-8", "utf8")
+    print(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=not unicode))
 
 
 def open_catalogue(project: Path, where: Path | None) -> Catalogue:
@@ -224,7 +227,13 @@ def withdraw(
     wanted = _withdrawals(known, row, source, license, text)
     day = date or datetime.now(UTC).date().isoformat()
     path = project / recording.FILE
+    unmatched = recording.unmatched(project, known, wanted)
     recording.withdraw(path, wanted, reason, day)
+    for item in unmatched:
+        warn(
+            f"{item.kind} {item.value} matches no row of the pool nor of any model in {known.root}; the "
+            "withdrawal holds for later pools. Is it spelled right?"
+        )
     found = weighing.impact(known, wanted)
     if as_json:
         lines = [{**vars(item), "reason": reason, "date": day} for item in wanted]
@@ -270,7 +279,11 @@ def diff(
     from paser.lineage import diff as comparing
 
     known = open_catalogue(project, where)
-    found = comparing.diff(comparing.read_side(a, known), comparing.read_side(b, known))
+    sides = comparing.read_side(a, known), comparing.read_side(b, known)
+    for side in sides:
+        if not side.settings:
+            warn(f"{side.name} records no settings, so none were compared")
+    found = comparing.diff(*sides)
     if as_json:
         print_json(found)
     else:
@@ -300,7 +313,6 @@ def verify(
     """
     from paser.lineage import verify as verifying
 
-    open_catalogue(HERE, None)
     checks = verifying.verify(model, entry, deep=deep, key=key, signature=signature)
     if as_json:
         print_json(verifying.as_json(checks))
@@ -308,6 +320,7 @@ def verify(
         verifying.render(checks, console())
     if not verifying.passed(checks):
         raise typer.Exit(1)
+    open_catalogue(HERE, None)  # not before, because nothing ever leaves it
 
 
 @audit.command()
@@ -432,7 +445,7 @@ def catalogue_rebuild(project: Project = HERE, where: Where = None, as_json: AsJ
 
     Example: paser catalogue rebuild
     """
-    from paser.lineage.history import rebuild
+    from paser.lineage.history import LOCK, rebuild
 
     known = open_catalogue(project, where)
     found = rebuild(project.resolve(), known)
@@ -440,7 +453,7 @@ def catalogue_rebuild(project: Project = HERE, where: Where = None, as_json: AsJ
         print_json([item.as_json() for item in found])
     else:
         for item in found:
-            print(f"{item.commit[:10]} {item.digest}: {item.state} {item.detail}")
+            print(f"{item.commit[:10]} {item.digest or LOCK}: {item.state} {item.detail}")
         states = [item.state for item in found]
         counts = ", ".join(f"{states.count(state)} {state}" for state in ("added", "known", "missing"))
         print(f"{len(found)} entries in the history of dvc.lock: {counts}")

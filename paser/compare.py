@@ -143,7 +143,14 @@ def compare(
     if unknown := [name for name in names if name not in selectors()]:
         raise SettingsError(f"unknown selector {unknown[0]!r}", remedy=f"some of {', '.join(selectors())}")
     study = Study.of(project, budget)
-    if study.tokens >= (there := drawn_tokens(study.pool)):
+    there = drawn_tokens(study.pool)
+    if study.tokens < 1:
+        raise SettingsError(
+            f"a budget of {budget or study.settings.select.budget} is less than one of a draw's {there:,.0f} "
+            "training tokens",
+            remedy='a larger one, as --budget "10%"',
+        )
+    if study.tokens >= there:
         raise SettingsError(
             f"a budget of {study.tokens:,} training tokens takes all of a draw ({there:,.0f}), "
             "whatever the selector",
@@ -154,6 +161,7 @@ def compare(
         selector(name, {}, resources, 1).check(study.pool)
     say(f"{len(names)} selectors, {seeds} seeds, {study.tokens:,} training tokens each")
     before = _untrained(study, out)
+    _require_damage(before["jsd"])
     cells: dict[str, list[Row]] = {name: [] for name in names}
     for seed in range(1, seeds + 1):
         for name in names:
@@ -250,6 +258,17 @@ def _measured(study: Study, model: Path, digest: str) -> Row:
     }
 
 
+def _require_damage(jsd: Sequence[float | None]) -> None:
+    """Raises where the pruned model answers every row as the original does."""
+    known = [value for value in jsd if value is not None]
+    if known and not any(known):
+        raise PaserError(
+            f"the pruned model's JSD to the original is 0 on all {len(known)} held-out rows: there is "
+            "nothing to repair",
+            remedy="look at `prune` in params.yaml, or with `paser models inspect` at the pruned model",
+        )
+
+
 def _judged(study: Study, before: Row, cells: Mapping[str, Sequence[Row]]) -> Row:
     """Each selector's metrics over seeds, and the paired differences to the first one."""
     everything = [before, *(cell for made in cells.values() for cell in made)]
@@ -268,6 +287,8 @@ def _judged(study: Study, before: Row, cells: Mapping[str, Sequence[Row]]) -> Ro
             f"{', '.join(broken) or 'no single one'}",
             remedy="check these models, or leave the selector out",
         )
+
+    _require_damage([before["jsd"][i] for i in usable])
 
     def kept(found: Row) -> Row:
         return {key: [found[key][i] for i in usable] for key in ("loss", "jsd")}

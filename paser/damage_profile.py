@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import remove, staged, write_json
+from paser.artifacts import staged, write_json
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.subjects import Subjects, subjects
@@ -255,8 +255,6 @@ def write_profile(out: Path, profile: Mapping[str, Any]) -> None:
     from paser.report.figures import damage_by_scheme
 
     svg, png = damage_by_scheme(profile)
-    if out.exists():
-        remove(out)
     with staged(out) as folder:
         folder.mkdir(parents=True)
         write_json(folder / "damage.json", dict(profile))

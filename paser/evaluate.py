@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import remove, sha256_path, staged, write_json, write_table
+from paser.artifacts import sha256_path, staged, write_json, write_table
 from paser.cache import Cache
 from paser.damage_profile import (
     DEFAULT_SOURCES,
@@ -192,34 +192,45 @@ def _local_tasks(
     listed = load_sources(DEFAULT_SOURCES)
     known = {source.name: source for source in listed if source.role == TASK_ROLE}
     chosen: dict[str, Source] = {}
-    tasks, texts = [], []
+    tasks: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for text in wanted.tasks:
         kind, _, uri = text.partition(":")
-        if uri and kind in TASK_FORMATS:
-            stem = _stem(uri)
-            chosen[stem] = source_from_uri(uri, TASK_ROLE, name=stem, format=kind)
-            text = stem
+        name = _stem(uri) if uri and kind in TASK_FORMATS else text
+        _require_new(name, text, tasks)
+        if name != text:
+            chosen[name] = source_from_uri(uri, TASK_ROLE, name=name, format=kind)
         elif text in known:
             chosen[text] = known[text]
-        tasks.append(text)
+        tasks[name] = text
     for uri in wanted.texts:
-        if uri in known:
-            chosen[uri] = known[uri]
-            texts.append(uri)
-        else:
-            texts.append(_stem(uri))
-            chosen[texts[-1]] = source_from_uri(uri, TASK_ROLE, name=texts[-1], format=TEXT_FORMAT)
+        name = uri if uri in known else _stem(uri)
+        _require_new(name, uri, tasks | texts)
+        chosen[name] = known.get(uri) or source_from_uri(uri, TASK_ROLE, name=name, format=TEXT_FORMAT)
+        texts[name] = uri
     found = {}
     for number, (name, source) in enumerate(chosen.items()):
         folder = work / f"task-{number}"
         fetch_one(source, DEFAULT_SOURCES.parent / "raw" if name in known else None, cache, folder)
         found[name] = (folder, source)
-    return found, (tasks, texts)
+    return found, (list(tasks), list(texts))
+
+
+def _require_new(name: str, given: str, before: Mapping[str, str]) -> None:
+    """Raises `PaserError` for a task or text whose name in the results another one has."""
+    if name not in before:
+        return
+    if given == before[name]:
+        raise PaserError(f"{given} is named twice to be measured", remedy="name it once")
+    raise PaserError(
+        f"{before[name]} and {given} would both be {name!r} in the results",
+        remedy="rename one of them, or measure it in a run of its own",
+    )
 
 
 def _stem(uri: str) -> str:
     name = re.sub(r"[#@:].*$", "", re.sub(r"^(file|hf|pypi):", "", uri)).rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"(\.(jsonl?|txt|parquet))?(\.gz)?$", "", name) or "task"
+    return re.sub(r"(?i)(\.(jsonl?|txt|parquet))?(\.gz)?$", "", name) or "task"
 
 
 def _on_rows(
@@ -292,8 +303,6 @@ def _write(out: Path, metrics: Mapping[str, Any], items: list[dict[str, Any]]) -
     from paser.evaluation.board import board, board_csv
 
     lines = board(metrics)
-    if out.exists():
-        remove(out)
     with staged(out) as folder:
         folder.mkdir(parents=True)
         write_json(folder / "metrics.json", dict(metrics))

@@ -14,10 +14,10 @@ from paser.artifacts import files_below, staged
 from paser.errors import PaserError
 from paser.lineage.documents.cards import model_card
 from paser.lineage.documents.facts import read_facts
-from paser.lineage.entry import ENTRY, EXPORTED, README
+from paser.lineage.entry import ENTRY, EXPORTED, OWN_README, README
 from paser.lineage.provenance import load_provenance, model_files
 from paser.lineage.trace import entry_of
-from paser.progress import say
+from paser.progress import say, warn
 
 
 def export_model(model: Path, out: Path, entry: Path | None = None) -> list[Path]:
@@ -43,7 +43,7 @@ def export_model(model: Path, out: Path, entry: Path | None = None) -> list[Path
         shutil.copytree(model, partial)
         shutil.copytree(source.root, partial / EXPORTED)
         if (own := model / README).exists():
-            card += f"\n## How to load it\n\n{own.read_text(encoding='utf-8')}"
+            card += OWN_README + own.read_text(encoding="utf-8")
         (partial / README).write_text(card, encoding="utf-8")
     return [out / path.relative_to(out) for path in files_below(out)]
 
@@ -80,6 +80,11 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     check_token()
+    if (folder / EXPORTED).is_dir():
+        warn(
+            f"{EXPORTED}/ goes with it: texts of the selected rows, and digests that tell whoever gets them "
+            "whether a text they know was in the pool. A proof without them: `paser audit prove`"
+        )
     api = HfApi()
     try:
         made: Any = api.create_repo(repository, private=private, exist_ok=True)

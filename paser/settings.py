@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -236,20 +237,18 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | int | float) -> Budget:
-        """`"10%"`, `120`, `"120"`, `0.1` (a share), `"20000 tokens"`, `"10% tokens"`."""
+        """`"10%"`, `120`, `"120"`, `0.1` (a share; `1.0` is all), `"20000 tokens"`, `"10% tokens"`."""
         shown = repr(text)
         remedy = 'write "10%", "120" (rows), "20000 tokens" or "10% tokens"'
         if isinstance(text, bool):
             raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
-        if isinstance(text, float) and not text.is_integer():
-            return cls._share(text, shown)
-        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%\s*tokens?|%|tokens?|rows?)?\s*", str(text))
+        match = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%\s*tokens?|%|tokens?|rows?)?\s*", _written_out(text))
         if not match:
             raise SettingsError(f"budget {shown} is not an amount", remedy=remedy)
         amount, unit = float(match[1]), match[2] or ""
         if unit.startswith("%"):
             return cls._share(amount / 100, shown, "share" if unit == "%" else "token_share")
-        if unit == "" and not amount.is_integer():
+        if unit == "" and "." in match[1] and (amount <= 1 or not amount.is_integer()):
             return cls._share(amount, shown)
         if amount <= 0 or not amount.is_integer():
             raise SettingsError(
@@ -265,6 +264,11 @@ class Budget:
                 remedy="choose more than 0 % and at most 100 %",
             )
         return cls(share, unit)
+
+
+def _written_out(budget: Any) -> str:
+    """As text; of a number all its places, without an exponent."""
+    return format(Decimal(repr(float(budget))), "f") if isinstance(budget, float) else str(budget)
 
 
 Divergence = Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"]
@@ -315,7 +319,7 @@ class SelectSettings(Group):
             Budget.parse(value)
         except SettingsError as error:
             raise ValueError(str(error.problem)) from error
-        return str(value)
+        return _written_out(value)
 
     @property
     def parsed_budget(self) -> Budget:
@@ -523,7 +527,17 @@ def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """Numbers as in YAML 1.2, which DVC reads: `2:4` is a text, `1e-4` a number, `010` ten."""
+    """Numbers as in YAML 1.2, which DVC reads: `2:4` is a text, `1e-4` a number, `010` ten. A key that stands
+    twice in a mapping is an error, as there."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        known = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in known:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            known.add((key.tag, key.value))
+        return node
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from paser.artifacts import (
     columns_of,
-    remove,
     sha256_path,
     staged,
     write_batches,
@@ -71,10 +70,7 @@ def select_rows(
     settings = load_settings(params) if params else Settings()
     if budget is not None or params is None:
         settings = with_budget(settings, budget or DEFAULT_BUDGET)
-    if out.resolve() == Path.cwd():
-        raise PaserError("--out is the working directory", remedy="name a new folder in it")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PaserError(f"{out} exists and is not empty", remedy="choose a new folder for --out")
+    _require_empty(out)
     cache = Cache.of(Path.cwd())
     with tempfile.TemporaryDirectory(prefix="paser-") as folder:
         work = Path(folder)
@@ -87,11 +83,19 @@ def select_rows(
                 for probe in probes_of(fetch_rows(uri, f"evaluation-{number}", "auto", cache, work), uri)
             ]
             picked = pick(rows, models, probes, encoder_folder, settings, cache)
+    _require_empty(out)  # scoring takes long, and someone may have put something there meanwhile
     picked.write(out)
     report = picked.derived.report
     if report["unspent"]:
         warn(f"{report['unspent']} {report['unit']} of the budget are unspent: {report['cause']}")
     return report
+
+
+def _require_empty(out: Path) -> None:
+    if out.resolve() == Path.cwd():
+        raise PaserError("--out is the working directory", remedy="name a new folder in it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PaserError(f"{out} exists and is not empty", remedy="choose a new folder for --out")
 
 
 def with_budget(settings: Settings, budget: str) -> Settings:
@@ -125,8 +129,6 @@ class Picked:
 
     def write(self, out: Path) -> None:
         """Writes `FILES` to the folder `out`, which is replaced."""
-        if out.exists():
-            remove(out)
         with staged(out) as folder:
             folder.mkdir(parents=True)
             write_table(folder / "pool.parquet", "pool", self.table)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "flows" if nodeid.startswith("tests/flows/") else str(super()._split_scope(nodeid))
 
     return ByFile(config, log)
+
+
+@pytest.fixture
+def dead() -> str:
+    """What the names of a process on this host that is gone end with."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return f"{socket.gethostname()}-{process.pid}"
+
+
+@pytest.fixture
+def alive() -> Iterator[str]:
+    """The same of one that runs."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        yield f"{socket.gethostname()}-{process.pid}"
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,47 @@ def test_a_budget_that_takes_everything_is_refused(finished: Path, tmp_path: Pat
     with pytest.raises(SettingsError, match=r"takes all of a draw .*whatever the selector"):
         compare(finished, NAMES, 1, "9000000 tokens", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("budget", ["0.01%", "0.00004"])
+def test_a_budget_below_one_token_is_refused(finished: Path, tmp_path: Path, budget: str) -> None:
+    with pytest.raises(SettingsError, match=rf"a budget of {budget} is less than one of(?s:.*)a larger one"):
+        compare(finished, NAMES, 1, budget, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_without_divergence_is_listed_and_the_report_is_written(
+    finished: Path, compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    label = _without_divergence(finished, compared[0], tmp_path, lambda row: row["label"])
+    found = compare(finished, NAMES, 2, "1500 tokens", tmp_path)
+    assert read_json(tmp_path / "report.json") == json.loads(json.dumps(found))
+    assert label in found["undamaged"]
+    for entry in found["selectors"].values():
+        assert sorted(entry["by_label"]["fidelity gap"]) == [
+            name for name in found["labels"] if name != label
+        ]
+        assert label not in entry["by_label"]["gap closed"]
+    assert label in _text(found).split("Without damage")[1]
+
+
+def test_a_pruned_model_without_any_divergence_is_refused_before_training(
+    finished: Path, compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _without_divergence(finished, compared[0], tmp_path, lambda row: "")
+    with pytest.raises(PaserError, match=r"is 0 on all \d+ held-out rows(?s:.*)prune"):
+        compare(finished, ("random", "longest"), 1, "1500 tokens", tmp_path)
+
+
+def _without_divergence(project: Path, made: Path, out: Path, group: Callable[[Any], str]) -> str:
+    """Copies cells, with JSD 0 before recovery for all held-out rows of the first row's group."""
+    shutil.copytree(made / "cells", out / "cells")
+    (path,) = (out / "cells").glob("before-*.json")
+    before, rows = read_json(path), read_rows(project / "data/holdout.parquet", "pool")
+    label = group(rows[0])
+    jsd = [0.0 if group(row) == label else value for row, value in zip(rows, before["jsd"], strict=True)]
+    path.write_text(json.dumps(before | {"jsd": jsd}), encoding="utf-8")
+    return label
 
 
 def test_a_stopped_comparison_has_a_report_of_the_seeds_before(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paser.damage_profile import FILES, named_models, profile_damage
+from paser.damage_profile import FILES, named_models, profile_damage, write_profile
 from paser.errors import ModelError, PaserError
 from tests import tiny
 
@@ -41,6 +41,9 @@ def test_two_schemes_by_label(
         rows = list(csv.DictReader(stream))
     assert [row["scheme"] for row in rows] == ["half"] * 4 + ["mild"] * 4
     before = (out / "damage.csv").read_bytes()
+    with pytest.raises(TypeError):
+        write_profile(out, {**profile, "seed": object()})  # fails while it writes
+    assert (out / "damage.csv").read_bytes() == before
     capsys.readouterr()
     profile_damage(str(llama), models, "pool.jsonl", out, params=offer / "small.yaml")
     assert (out / "damage.csv").read_bytes() == before

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from paser.cli import app
 from paser.errors import PaserError
-from paser.evaluate import named_runs
+from paser.evaluate import Wanted, evaluate_models, named_runs
 from tests import tiny
 
 
@@ -62,6 +62,68 @@ def test_models_are_compared_on_rows_tasks_and_texts(here: Path, llama: Path, sp
     assert lines[0]["mine/1"] == lines[0]["original"]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        (
+            {"texts": ["a/x.txt", "b/x.txt.gz"]},
+            r"a/x\.txt and b/x\.txt\.gz would both be 'x'.*\n.*rename one",
+        ),
+        (
+            {"tasks": ["choices:a/x.jsonl", "gsm8k:b/x.json"]},
+            r"choices:a/x\.jsonl and gsm8k:b/x\.json would both",
+        ),
+        (
+            {"tasks": ["choices:X.JSONL"], "texts": ["X.txt"]},
+            r"choices:X\.JSONL and X\.txt would both be 'X'",
+        ),
+        (
+            {"tasks": ["arc_easy", "choices:arc_easy.jsonl"]},
+            r"arc_easy and choices:arc_easy\.jsonl would both",
+        ),
+        ({"texts": ["x.txt", "x.txt"]}, r"x\.txt is named twice.*\n.*name it once"),
+    ],
+)
+def test_two_files_of_one_name_are_refused_before_anything_is_read(
+    here: Path, wanted: dict[str, list[str]], said: str
+) -> None:
+    with pytest.raises(PaserError, match=said):
+        evaluate_models(None, None, ["no-such-model"], Wanted(**wanted), here / "result")
+
+
+def test_an_earlier_evaluation_stays_when_the_new_one_cannot_be_written(
+    here: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paser import evaluate
+
+    words = (
+        "evaluate",
+        "--model",
+        str(llama),
+        "--rows",
+        "rows.jsonl",
+        "--params",
+        "params.yaml",
+        "--out",
+        "x",
+    )
+    run(*words)
+    before = (here / "x/metrics.json").read_bytes()
+
+    def failing(*_: object) -> None:
+        raise PaserError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "write_table", failing)
+        with pytest.raises(PaserError, match="the disk is full"):
+            evaluate_models(
+                None, None, [str(llama)], Wanted(rows="rows.jsonl"), here / "x", here / "params.yaml"
+            )
+    assert (here / "x/metrics.json").read_bytes() == before
+    run(*words)
+    assert sorted(path.name for path in (here / "x").iterdir()) == sorted(evaluate.FILES)
+
+
 def test_one_model_alone_has_losses_and_no_gaps(here: Path, llama: Path) -> None:
     shown = run("evaluate", "--model", str(llama), "--rows", "rows.jsonl", "--params", "params.yaml")
     assert "loss ↓" in shown
@@ -88,8 +150,6 @@ def test_names_are_told_apart() -> None:
 
 
 def test_what_cannot_be_evaluated_is_refused(here: Path, llama: Path) -> None:
-    from paser.evaluate import Wanted, evaluate_models
-
     with pytest.raises(PaserError, match="no model to evaluate"):
         evaluate_models(None, None, [], Wanted(), None)
     (here / "full").mkdir()

@@ -149,12 +149,14 @@ def test_pushing_without_a_token_says_how_to_get_one_and_exports_nothing(
 
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     monkeypatch.setattr("huggingface_hub.hf_api.HfApi.__init__", _nowhere)
+    export_model(done / MODEL, tmp_path / "out")
     with pytest.raises(PaserError, match=r"me/model was not pushed[\s\S]*the export is whole in"):
-        push(done / MODEL, "me/model")
+        push(tmp_path / "out", "me/model")
+    assert "audit/ goes with it: texts of the selected rows" in capsys.readouterr().err
 
 
 def _nowhere(self: Any, *_: Any, **__: Any) -> None:

@@ -15,6 +15,7 @@ from paser.settings import (
     Settings,
     load_settings,
     parse_settings,
+    read_yaml,
     resolved,
 )
 
@@ -111,13 +112,22 @@ def test_mistakes_are_named(content: Any, message: str) -> None:
         ("2.5 %token", 0.025, "token_share"),
         (0.25, 0.25, "share"),
         ("0.25", 0.25, "share"),
+        (1.0, 1.0, "share"),
+        ("1.0", 1.0, "share"),
+        (1, 1, "rows"),
+        ("1", 1, "rows"),
+        ("1.0 rows", 1, "rows"),
+        (20.0, 20, "rows"),
+        (0.00004, 0.00004, "share"),
     ],
 )
 def test_budget_forms(text: Any, amount: float, unit: str) -> None:
     assert Budget.parse(text) == Budget(amount, unit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["0%", "-3", "101%", "1.5 rows", "-1%", "", "ten", True, "0 tokens"])
+@pytest.mark.parametrize(
+    "text", ["0%", "-3", 0.0, -0.5, 1.5, "101%", "1.5 rows", "-1%", "", "ten", True, "0 tokens"]
+)
 def test_budgets_that_make_no_sense(text: Any) -> None:
     with pytest.raises(SettingsError):
         Budget.parse(text)
@@ -136,6 +146,41 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert found.recover.rank == 10
     assert found.select.parsed_budget == Budget(0.2, "share")
     assert found.score.temperature == 1.5
+
+
+@pytest.mark.parametrize(
+    ("written", "share"),
+    [("1.0", 1.0), ("0.00004", 0.00004), ("4e-5", 0.00004), ("1e-9", 1e-9), ("0.1", 0.1)],
+)
+def test_a_share_means_the_same_when_it_is_used_as_when_it_was_read(
+    tmp_path: Path, written: str, share: float
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"select: {{budget: {written}}}\n", encoding="utf-8")
+    assert load_settings(path).select.parsed_budget == Budget(share, "share")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nselect:\n  policy: uniform\nselect:\n  floor: 2\n", r"'select' stands twice(?s:.*)line 4"),
+        ("select:\n  floor: 1\n  policy: uniform\n  floor: 2\n", r"'floor' stands twice(?s:.*)line 4"),
+        ("select: {floor: 1, floor: 1}\n", r"'floor' stands twice(?s:.*)line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=rf"params\.yaml (?s:.*){said}"):
+        load_settings(path)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("select: &s {floor: 1}\nseed: 3\n", encoding="utf-8")
+    assert load_settings(path).select.floor == 1
+    merged = "a: &a {floor: 1, gamma: 2}\nb: {<<: *a, floor: 5}\n"
+    assert read_yaml(merged)["b"] == {"floor": 5, "gamma": 2}
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Judge:
     """Metrics of trainings that began from one pruned model.
 
     `pruned`, `original`: what was measured of these models. `labels`: of the held-out rows. `damaged`: labels
-    whose loss rose by pruning, interval and all; the others have no gap to close.
+    that answer otherwise and whose loss rose by pruning, interval and all; the others have no gap to close.
     """
 
     def __init__(self, pruned: Training, original: Training, labels: Sequence[str]) -> None:
@@ -70,13 +70,13 @@ class Judge:
         self.names = list(original.get("tasks", {}))
         self.rows = draws(self.labels, 1)
         self.items = draws([n for n in self.names for _ in original["tasks"][n]["value"]], 2)
-        damage = np.array(pruned["loss"]) - np.array(original["loss"])
+        damage, jsd = np.array(pruned["loss"]) - np.array(original["loss"]), np.array(pruned["jsd"])
         self.damaged = []
         for label in sorted(set(self.labels)):
             inside = self.inside(label)
             weights = self.rows.units[1:, inside]
             drawn = (weights @ damage[inside]) / weights.sum(axis=1)
-            if interval(float(damage[inside].mean()), drawn)["low"] > 0:
+            if jsd[inside].any() and interval(float(damage[inside].mean()), drawn)["low"] > 0:
                 self.damaged.append(label)
         kept = np.array([label in self.damaged for label in self.labels])
         self.damaged_rows = np.where(kept, self.rows.units, 0.0)
@@ -97,7 +97,8 @@ class Judge:
         if metric == FIDELITY:
             jsd = np.array([t["jsd"] for t in trainings])
             before = self.rows.units @ np.array(self.pruned["jsd"])
-            gap: np.ndarray = 1 - (self.rows.units @ jsd.T) / before[:, None]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gap: np.ndarray = 1 - (self.rows.units @ jsd.T) / before[:, None]
             return gap
         loss = np.array([t["loss"] for t in trainings])
         pruned, original = np.array(self.pruned["loss"]), np.array(self.original["loss"])
@@ -119,21 +120,26 @@ class Judge:
     def difference(self, metric: str, ours: Sequence[Training], theirs: Sequence[Training]) -> dict[str, Any]:
         """Mean over seeds of ours minus theirs, its interval, the two-sided p-value, `sd` of the paired
         difference over seeds (None with one seed), and `least`: 2.8 bootstrap standard errors, over seeds and
-        units, which is the least difference that would be found four times in five at the 5 % level."""
+        units, which is the least difference that would be found four times in five at the 5 % level.
+        Resamples without damage have no value and do not count."""
+        import numpy as np
+
         by_seed = self.value(metric, ours) - self.value(metric, theirs)
         drawn = (by_seed * self.draws_of(metric).seeds(len(ours))).sum(axis=1)
-        beyond = min(int((drawn[1:] <= 0).sum()), int((drawn[1:] >= 0).sum()))
+        usable = drawn[1:][np.isfinite(drawn[1:])]
+        beyond = min(int((usable <= 0).sum()), int((usable >= 0).sum()))
         sd = float(by_seed[0].std(ddof=1)) if len(ours) > 1 else None
         return {
-            **interval(float(drawn[0]), drawn[1:]),
-            "p": min(2 * (beyond + 1) / len(drawn), 1.0),
+            **interval(float(drawn[0]), usable),
+            "p": min(2 * (beyond + 1) / (len(usable) + 1), 1.0),
             "sd": sd,
-            "least": 2.8 * float(drawn[1:].std()),
+            "least": 2.8 * float(usable.std()) if len(usable) else 0.0,
             "seeds": len(ours),
         }
 
     def by_label(self, metric: str, trainings: Sequence[Training]) -> dict[str, float]:
-        """Fidelity gap, or gap closed of the damaged labels, by label, means over seeds."""
+        """Fidelity gap of the labels that pruning changed, or gap closed of the damaged ones, by label, means
+        over seeds."""
         import numpy as np
 
         key = "jsd" if metric == FIDELITY else "loss"
@@ -143,7 +149,8 @@ class Judge:
         for label in sorted(set(self.labels)) if metric == FIDELITY else self.damaged:
             inside = self.inside(label)
             gap = pruned[inside].mean() - (0.0 if key == "jsd" else original[inside].mean())
-            found[label] = float((pruned[inside].mean() - values[inside].mean()) / gap)
+            if gap > 0:
+                found[label] = float((pruned[inside].mean() - values[inside].mean()) / gap)
         return found
 
 

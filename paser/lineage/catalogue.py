@@ -25,6 +25,7 @@ from paser.errors import PaserError
 from paser.lineage.entry import CARD, ENTRY, ROLES, Entry
 from paser.lineage.provenance import PROVENANCE
 from paser.pool.licences import strictest
+from paser.progress import warn
 from paser.records import ROW_ID_VERSION
 
 if TYPE_CHECKING:
@@ -166,19 +167,21 @@ class Catalogue:
     def add(self, audit: Path, commit: str | None = None, origin: str | None = None) -> tuple[str, bool]:
         """Takes in the entry in folder `audit`; returns its id, and whether it was new.
 
-        Every file is hashed against `entry.json` first. `origin` is DVC's digest of the folder, by which
-        `rebuild` knows it again. Safe beside other processes that do the same.
+        Every file is hashed against `entry.json` first, and `entry.json` must be what follows from the
+        others. `origin` is DVC's digest of the folder, by which `rebuild` knows it again. Safe beside other
+        processes that do the same. Raises `PaserError` for an entry that was altered or has lost its shape.
         """
         Entry(audit).content()
         identity = sha256_file(audit / ENTRY)
         stored = self._entry_path(identity)
-        if not (self._known(identity, origin) and (stored / ENTRY).exists()):
+        if self._known(identity, origin) and (stored / ENTRY).exists():
+            return identity, False
+        with _foreign(audit, self.index):
             self._store(audit, stored)
             self.root.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(_connect(self.index)) as connection:
                 _create(connection)
                 return identity, _insert(connection, Entry(stored), identity, commit, origin)
-        return identity, False
 
     def knows_origin(self, digest: str) -> bool:
         """Whether a folder with this DVC digest was taken in and its entry is still there."""
@@ -224,6 +227,7 @@ class Catalogue:
                         os.link(kept, partial / relative)
                     except OSError:
                         shutil.copyfile(kept, partial / relative)
+                _refuse_underived(Entry(audit))
                 try:
                     partial.rename(target)
                 except OSError:
@@ -245,11 +249,38 @@ class Catalogue:
         return kept
 
 
+_RESTORE = "`paser audit verify` says what was altered; `dvc checkout` restores data/audit"
+
+
 def _altered(file: Path) -> PaserError:
-    return PaserError(
-        f"{file} is not what {ENTRY} says, so the entry is not taken in",
-        remedy="`paser audit verify` says what was altered; `dvc checkout` restores data/audit",
-    )
+    return PaserError(f"{file} is not what {ENTRY} says, so the entry is not taken in", remedy=_RESTORE)
+
+
+def _refuse_underived(entry: Entry) -> None:
+    """The digests of `entry.json` say nothing of its own words; those must follow from the other files."""
+    path = entry.root / ENTRY
+    if path.read_text(encoding="utf-8") != entry.derived_text(entry.content()["files"], entry.selected()):
+        raise PaserError(
+            f"{path} does not follow from the files beside it, so the entry is not taken in", remedy=_RESTORE
+        )
+
+
+@contextlib.contextmanager
+def _foreign(audit: Path, index: Path) -> Iterator[None]:
+    """Turns whatever an entry of another shape may lead to into an error that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PaserError(
+            f"{audit} cannot be written to {index}: {error}",
+            remedy="is the folder writable, and whole? `paser catalogue rebuild` fills a new one",
+        ) from error
+    except (LookupError, TypeError, AttributeError, ValueError, pa.ArrowException) as error:
+        raise PaserError(
+            f"{audit} has lost the shape of an audit entry: {type(error).__name__}: {error}", remedy=_RESTORE
+        ) from error
 
 
 def sync(project: Path, catalogue: Catalogue) -> tuple[str, bool] | None:
@@ -257,9 +288,24 @@ def sync(project: Path, catalogue: Catalogue) -> tuple[str, bool] | None:
     audit = project / "data" / "audit"
     if not (audit / ENTRY).exists():
         return None
-    run = project / "data" / "records" / "audit.run.json"
-    commit = read_json(run).get("commit") if run.exists() else None
-    return catalogue.add(audit, commit)
+    return catalogue.add(audit, _commit(project / "data" / "records" / "audit.run.json"))
+
+
+def _commit(run: Path) -> str | None:
+    """The commit of a run, where its record says one; it is a help, so a record that cannot be read is only
+    warned of."""
+    if not run.exists():
+        return None
+    try:
+        content = read_json(run)
+    except PaserError as error:
+        warn(f"{error.problem}; the catalogue notes no commit")
+        return None
+    commit = content.get("commit") if isinstance(content, dict) else content
+    if isinstance(content, dict) and isinstance(commit, str | None):
+        return commit
+    warn(f"{run}: the commit is {commit!r}, not a text; the catalogue notes no commit")
+    return None
 
 
 def models(connection: sqlite3.Connection) -> list[Model]:

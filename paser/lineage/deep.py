@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 # What the last digit of an efficiency may differ by between two versions of a numerical library.
 CLOSE = 1e-9
+CONTAMINATION = "data/contamination.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def derive_again(record: Record, locate: Callable[[str], Path]) -> Derived:
 
 
 def follows(record: Record, entry: Path, locate: Callable[[str], Path]) -> list[Followed]:
-    """Decisions and budget from the scores, selection from the decisions, control from the seed.
+    """Decisions, budget and contamination from the tables, selection from the decisions, control from the
+    seed.
 
     `entry` holds decisions, selection and budget as they are to be proved; `locate` gives the place of
     everything they are derived from.
@@ -80,7 +82,14 @@ def follows(record: Record, entry: Path, locate: Callable[[str], Path]) -> list[
         Followed(
             "budget follows from scores and settings",
             f"{found.report['rows']} rows, {found.report['tokens']} tokens",
-            _report_difference(found.report, read_json(entry / "budget.json")),
+            _report_difference(found.report, read_json(entry / "budget.json"), "budget.json"),
+        ),
+        Followed(
+            "contamination follows from pool and evaluation",
+            f"{len(found.overlaps)} rows of the pool overlap",
+            _report_difference(
+                found.contamination(), read_json(locate(CONTAMINATION)), Path(CONTAMINATION).name
+            ),
         ),
     ]
 
@@ -113,21 +122,21 @@ def first_difference(made: list[Row], recorded: list[Row], name: str) -> str | N
     return None
 
 
-def _report_difference(made: Any, recorded: Any, path: str = "") -> str | None:
+def _report_difference(made: Any, recorded: Any, name: str, path: str = "") -> str | None:
     if isinstance(made, Mapping) and isinstance(recorded, Mapping):
         for key in sorted({*map(str, made), *map(str, recorded)}):
             where = f"{path}.{key}" if path else key
-            if problem := _report_difference(made.get(key), recorded.get(key), where):
+            if problem := _report_difference(made.get(key), recorded.get(key), name, where):
                 return problem
         return None
     if isinstance(made, list | tuple) and isinstance(recorded, list) and len(made) == len(recorded):
         for number, (mine, theirs) in enumerate(zip(made, recorded, strict=True)):
-            if problem := _report_difference(mine, theirs, f"{path}[{number}]"):
+            if problem := _report_difference(mine, theirs, name, f"{path}[{number}]"):
                 return problem
         return None
     if _same(made, recorded):
         return None
-    return f"budget.json: {path} is {_short(recorded)}, {_short(made)} follows"
+    return f"{name}: {path} is {_short(recorded)}, {_short(made)} follows"
 
 
 def _same(made: Any, recorded: Any) -> bool:

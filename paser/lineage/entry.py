@@ -40,8 +40,10 @@ ENTRY = "entry.json"
 RECORDS = "records"
 # Follows from `entry.json`, which therefore does not know it.
 CARD = "model-card.md"
-# Where `paser export` puts the entry inside a model's folder; README.md is the card there.
+# Where `paser export` puts the entry inside a model's folder; README.md is the card there, before the model's
+# own README.md.
 EXPORTED, README = "audit", "README.md"
+OWN_README = "\n## How to load it\n\n"
 ROWS = "rows.parquet"
 TEXTS = "texts.parquet"
 MODEL = "data/models/recovered"
@@ -65,6 +67,10 @@ _REGISTERED = {
     "quarantine": (*_READ, "reason", "detail", "duplicate_of"),
 }
 _BATCH = 1 << 16
+_SHAPE = {"files": dict, "merkle_root": str, "model": dict, "summary": dict}
+_OF_RECORD = {
+    "inputs": list, "outputs": list, "params": dict, "code": str, "versions": dict, "facts": dict,
+}  # fmt: skip
 # Selected, but held out to stop training by (`recover.early_stopping`): it chose weights and trained none.
 STOPPED_BY = "stopped_by"
 # The catalogue numbers them, so new ones come last.
@@ -377,6 +383,19 @@ def chosen_columns(selected: list[Row], scores: pa.Table) -> pa.Table:
     return pa.table({**columns, "jsd": scores["jsd"].take(places)})
 
 
+def _shaped(content: Any, kinds: Mapping[str, type], path: Path) -> dict[str, Any]:
+    """`content` of a file, where it is a mapping with these keys, each of its kind."""
+    if not isinstance(content, dict):
+        raise PaserError(f"{path} is not a JSON object", remedy="it was altered: `dvc checkout` restores it")
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise PaserError(
+                f"{path}: {key!r} is {repr(content.get(key))[:80]}",
+                remedy="it was altered: `dvc checkout` restores it",
+            )
+    return content
+
+
 @dataclass(frozen=True)
 class Entry:
     """An audit entry on disk; each part is read when it is asked for."""
@@ -397,12 +416,12 @@ class Entry:
                 f"{path} is not an audit entry of version {ENTRY_VERSION}",
                 remedy="it was altered, or another version of PASER wrote it",
             )
-        entry: dict[str, Any] = content
-        return entry
+        return _shaped(content, _SHAPE, path)
 
     def records(self) -> dict[str, Record]:
+        """The records of the stages; one of another shape is an error."""
         found = sorted((self.root / RECORDS).glob("*.json"))
-        return {path.stem: read_json(path) for path in found}
+        return {path.stem: _shaped(read_json(path), _OF_RECORD, path) for path in found}
 
     def provenance(self) -> dict[str, Any]:
         return load_provenance(self.root)
@@ -464,20 +483,25 @@ class Entry:
 
 def find_entry(model: Path) -> Path | None:
     """The audit entry of a model: in its own folder, as `paser export` leaves it, else `data/audit` of the
-    nearest folder above."""
-    if (model / EXPORTED / ENTRY).exists():
-        return model / EXPORTED
-    for parent in model.resolve().parents:
-        candidate = parent / "data" / "audit"
-        if (candidate / ENTRY).exists():
-            return candidate
-    return None
+    nearest folder above.
+
+    For `data/models/recovered` and `control` it is that of their project, whatever lies inside them.
+    """
+    folder = model.resolve()
+    audits = (parent / "data" / "audit" for parent in folder.parents)
+    near = next((audit for audit in audits if (audit / ENTRY).exists()), None)
+    if near is not None and folder.parent == near.parent / "models" and folder.name in STAGE_OF_ROLE:
+        return near
+    return model / EXPORTED if (model / EXPORTED / ENTRY).exists() else near
 
 
-def without_export(model: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """`files` of a model's folder without what `paser export` adds; all of them where it did not."""
-    if not (model / EXPORTED / ENTRY).exists():
-        return dict(files)
+def is_export(model: Path, entry: Path | None) -> bool:
+    """Whether a model's entry lies in its own folder, where `paser export` puts it."""
+    return entry is not None and entry.resolve() == (model / EXPORTED).resolve()
+
+
+def without_export(files: Mapping[str, str]) -> dict[str, str]:
+    """`files` of an export without the entry and README.md, which are checked by themselves."""
     return {n: d for n, d in files.items() if n != README and not n.startswith(f"{EXPORTED}/")}
 
 

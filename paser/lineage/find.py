@@ -54,7 +54,7 @@ class Found:
 
 def guess(query: str, catalogue: Catalogue) -> Kind:
     """What a query without a flag means: a row id, a known source, a known licence, else a text."""
-    if query.startswith(f"{ROW_ID_VERSION}-"):
+    if query.lower().startswith(f"{ROW_ID_VERSION}-"):
         return "row"
     with catalogue.reading() as connection:
         found = connection.execute("SELECT DISTINCT kind FROM share WHERE name = ?", (query,)).fetchall()

@@ -23,7 +23,8 @@ LOCK = "dvc.lock"
 class Found:
     """One audit entry of the history: the newest commit whose `dvc.lock` names it, and what became of it.
 
-    `state`: `added`, `known` or `missing`; `detail`: the entry's id, or why it could not be had.
+    `digest` is DVC's of the entry, empty where that `dvc.lock` cannot be read. `state`: `added`, `known` or
+    `missing`; `detail`: the entry's id, or why it could not be had.
     """
 
     commit: str
@@ -41,7 +42,11 @@ def rebuild(project: Path, catalogue: Catalogue) -> list[Found]:
     prefix = _git(project, "rev-parse", "--show-prefix").strip()
     found, seen = [], set()
     for commit in _git(project, "log", "--all", "--format=%H", "--", LOCK).split():
-        digest = _digest(_git(project, "show", f"{commit}:{prefix}{LOCK}", missing=""), commit)
+        try:
+            digest = _digest(_git(project, "show", f"{commit}:{prefix}{LOCK}", missing=""), commit)
+        except PaserError as error:
+            found.append(Found(commit, "", "missing", error.problem))
+            continue
         if digest is None or digest in seen:
             continue
         seen.add(digest)
@@ -68,12 +73,13 @@ def _digest(lock: str, commit: str) -> str | None:
     if not lock:
         return None
     try:
-        stages = yaml.safe_load(lock)["stages"]
+        stages = dict(yaml.safe_load(lock)["stages"])
         outs = stages["audit"]["outs"] if "audit" in stages else []
         return next((str(out["md5"]) for out in outs if out["path"] == AUDIT), None)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
         raise PaserError(
-            f"{LOCK} of commit {commit} cannot be read: {error}", remedy="does `git show` show it whole?"
+            f"{LOCK} of commit {commit} cannot be read: {said}", remedy="does `git show` show it whole?"
         ) from error
 
 
@@ -96,7 +102,14 @@ def _fetch(repository: Path, path: str, commit: str, target: Path) -> str | None
 
 
 def _git(project: Path, *words: str, missing: str | None = None) -> str:
-    done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-C", str(project), *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     if done.returncode:
         if missing is not None:
             return missing

@@ -78,6 +78,12 @@ def impact(catalogue: Catalogue, withdrawals: Sequence[Withdrawal]) -> list[Row]
         ]
 
 
+def untouched(catalogue: Catalogue, withdrawals: Sequence[Withdrawal]) -> list[Withdrawal]:
+    """Those that concern no row that any model of the catalogue read."""
+    with catalogue.reading() as connection:
+        return [item for item in withdrawals if not _samples(connection, [item])]
+
+
 def _samples(
     connection: sqlite3.Connection, withdrawals: Sequence[Withdrawal]
 ) -> list[tuple[int, int, bool]]:
@@ -129,6 +135,7 @@ def _json(value: str) -> str:
 
 
 def _row_id(value: str) -> str:
+    value = value.lower()
     return value if value.startswith(f"{ROW_ID_VERSION}-") else f"{ROW_ID_VERSION}-{value}"
 
 
@@ -173,7 +180,7 @@ def render(rows: list[Row], console: Console) -> None:
     """A table of models, the worst verdict first, and what it means in a line each."""
     from rich.table import Table
 
-    order = [*(action for action, _ in CONSEQUENCES.values()), STAYS, NOTHING]
+    order = list(dict.fromkeys([*(action for action, _ in CONSEQUENCES.values()), STAYS, NOTHING]))
     table = Table(title="What the withdrawal means", title_justify="left")
     table.add_column("model", no_wrap=True)
     table.add_column("verdict")

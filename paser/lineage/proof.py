@@ -35,7 +35,7 @@ def prove(model: Path, row: str) -> dict[str, Any]:
             f"{model / PROVENANCE} states Merkle root {provenance['merkle_root']}, its row ids give {root}",
             remedy="it was altered: restore it with `dvc checkout`",
         )
-    index = _position(row_ids, row, model)
+    index = _position(row_ids, row.lower(), model)
     return {
         "version": PROOF_VERSION,
         "row_id": row_ids[index],

@@ -75,9 +75,15 @@ def _row(text: str) -> tuple[str, str, str] | None:
     return prompt, more, response
 
 
+def row_beginning(row: str) -> str:
+    """`row`, a row id or its beginning, as ids are written: in lower case."""
+    row_range(row)
+    return row.lower()
+
+
 def row_range(row: str) -> tuple[bytes, bytes]:
-    """The first and the last row key that begins like `row`, a row id or its beginning."""
-    version, _, digits = row.partition("-")
+    """The first and the last row key that begins like `row`, a row id or its beginning, in either case."""
+    version, _, digits = row.lower().partition("-")
     try:
         first, last = (bytes.fromhex(digits.ljust(_DIGITS, fill)) for fill in "0f")
     except ValueError:

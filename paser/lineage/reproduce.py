@@ -7,6 +7,7 @@ machine's result differ is named beside the answer.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,17 +113,16 @@ def reproduce(model: Path, out: Path, entry: Path | None = None) -> Reproduced:
     if out.exists() and any(out.iterdir()):
         raise PaserError(f"{out} is not empty", remedy="give another folder with --out")
     settings = settings_again(record, project)
-    cache = out.resolve().with_name(f"{out.resolve().name}.cache")
-    recover_model(
-        _Again(project, out, settings, Cache(cache), read),
-        role=role,
-        selection=selection,
-        output=f"data/models/{role}",
-        code=code_digest(("paser/models", "paser/recovery")),
-    )
-    from paser.artifacts import remove
-
-    remove(cache)
+    above = out.resolve().parent
+    above.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="paser-", dir=above) as cache:
+        recover_model(
+            _Again(project, out, settings, Cache(Path(cache)), read),
+            role=role,
+            selection=selection,
+            output=f"data/models/{role}",
+            code=code_digest(("paser/models", "paser/recovery")),
+        )
     recorded = {**provenance["files"]}
     made = {name: digest for name, digest in file_digests(out).items() if name != PROVENANCE}
     files = [Compared(n, recorded.get(n), made.get(n)) for n in sorted({*recorded, *made})]

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import json_text, read_json, tree_digest
+from paser.artifacts import json_text, read_json, sha256_bytes, tree_digest
 from paser.errors import PaserError
 from paser.lineage.chain import ABSENT, Record, artefacts, flat, inconsistent, links
 from paser.lineage.entry import (
@@ -24,11 +24,14 @@ from paser.lineage.entry import (
     ENTRY,
     MODEL,
     OF_POOL,
+    OWN_README,
+    README,
     RECORDS,
     STOPPED_BY,
     Entry,
     Row,
     find_entry,
+    is_export,
     without_export,
 )
 from paser.lineage.hashing import Hasher
@@ -87,8 +90,11 @@ def verify(
 
 def verify_folder(model: Path) -> list[Check]:
     """Checks a model folder against the provenance inside it, without an audit entry: its files and the
-    Merkle root. A `model` that is no folder raises `PaserError`."""
+    Merkle root. What `paser export` adds to a folder is checked with its entry, as `verify` does. A `model`
+    that is no folder raises `PaserError`."""
     _require_folder(model)
+    if is_export(model, find_entry(model)):
+        return verify(model)
     return _Verification(model, None).run_alone()
 
 
@@ -132,6 +138,8 @@ class _Verification:
             self._section("provenance against its record", self._provenance_record)
             self._section("selected rows", self._selected)
         self._section("model card", self._card)
+        if self.exported:
+            self._section(README, self._readme)
         self._section("decisions", self._decisions)
         self._section("scores", self._scores)
         self._section("register of rows", self._register)
@@ -184,8 +192,20 @@ class _Verification:
         return str(role)
 
     @cached_property
+    def exported(self) -> bool:
+        """Whether the folder is an export, so that its `audit/` is the entry that is checked."""
+        return is_export(self.model, self.entry_path)
+
+    @cached_property
     def records(self) -> dict[str, Record]:
         return self.entry.records()
+
+    @cached_property
+    def card(self) -> str:
+        from paser.lineage.documents.cards import model_card
+        from paser.lineage.documents.facts import read_facts
+
+        return model_card(read_facts(self.entry.root))
 
     @cached_property
     def selected(self) -> list[Row]:
@@ -259,7 +279,9 @@ class _Verification:
 
     def _model(self) -> None:
         found = {n: d for n, d in self._digests(self.model).items() if n != PROVENANCE}
-        expected, found = (without_export(self.model, each) for each in (self.provenance["files"], found))
+        expected = self.provenance["files"]
+        if self.exported:
+            expected, found = without_export(expected), without_export(found)
         self._compare("files of the model", str(self.model), expected, found)
         row_ids = self.provenance["row_ids"]
         root, stated = self.trained_root, self.provenance["merkle_root"]
@@ -338,8 +360,10 @@ class _Verification:
         if recorded is None or recorded.files is None:
             self._fail(name, f"the record of {stage} holds no model with a {PROVENANCE}")
         else:
-            files = (without_export(self.model, each) for each in (recorded.files, self._digests(self.model)))
-            self._compare(name, str(self.model), *files)
+            expected, found = recorded.files, self._digests(self.model)
+            if self.exported:
+                expected, found = without_export(expected), without_export(found)
+            self._compare(name, str(self.model), expected, found)
 
     def _provenance_record(self) -> None:
         """Settings, seed and inputs in the model's folder against the record of its stage."""
@@ -430,14 +454,31 @@ class _Verification:
         path = self.entry.root / CARD
         if not path.exists():
             return
-        from paser.lineage.documents.cards import model_card
-        from paser.lineage.documents.facts import read_facts
-
         self._say(
             "model card follows from the entry",
-            path.read_text(encoding="utf-8") == model_card(read_facts(self.entry.root)),
+            path.read_text(encoding="utf-8") == self.card,
             CARD,
             f"{path} is not what entry.json and the files beside it make it",
+        )
+
+    def _readme(self) -> None:
+        """README.md of an export: the card, then the model's own README.md where one was recorded."""
+        path = self.model / README
+        recorded = self.provenance["files"].get(README)
+        if not path.exists() and recorded is None:
+            return
+        text, card, more = path.read_bytes(), self.card.encode(), ""
+        same = text == card
+        if recorded is not None:
+            card += OWN_README.encode()
+            same = text.startswith(card) and sha256_bytes(text.removeprefix(card)) == recorded
+            more = f", with the model's own {README} (recorded {recorded}) after it"
+        self._say(
+            f"{README} follows from the entry",
+            same,
+            README,
+            f"{path} is not the model card that {self.entry.root} makes{more}; `paser export` makes the "
+            "folder again",
         )
 
     def _decisions(self) -> None:

@@ -12,7 +12,7 @@ from paser.artifacts import read_json
 from paser.errors import PaserError
 from paser.lineage.entry import OF_POOL, STOPPED_BY, Entry, Row, string_array
 from paser.lineage.provenance import held_out, load_provenance
-from paser.lineage.query import Text, row_range
+from paser.lineage.query import Text, row_beginning
 from paser.lineage.sketch import DIGEST_BYTES
 from paser.lineage.trace import entry_of
 from paser.pool.licences import strictest
@@ -97,8 +97,7 @@ def _matching(entry: Entry, row: str | Text) -> list[Row]:
 
     rows = entry.register()
     if isinstance(row, str):
-        row_range(row)
-        found = rows.filter(pc.starts_with(rows["row_id"], row))
+        found = rows.filter(pc.starts_with(rows["row_id"], row_beginning(row)))
         if len(ids := pc.unique(found["row_id"])) > 1:
             raise PaserError(f"{len(ids)} rows begin with {row!r}", remedy="give more of the row id")
     elif row.row_id is not None:

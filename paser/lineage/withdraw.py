@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from paser.artifacts import read_columns
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue
+from paser.lineage.entry import ORIGIN, REGISTER, Row
 from paser.lineage.find import hits
-from paser.lineage.impact import Withdrawal
+from paser.lineage.impact import Withdrawal, untouched
 from paser.lineage.query import read_text
-from paser.pool.clean import COLUMNS, read_withdrawals
+from paser.pool.clean import COLUMNS, checked, read_withdrawals
 from paser.records import ROW_ID_VERSION
 
 FILE = "data/withdrawn.csv"
@@ -22,9 +25,9 @@ _ROW_ID = re.compile(rf"{ROW_ID_VERSION}-[0-9a-f]{{64}}")
 def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
     """What a user's words mean as lines of `withdrawn.csv`.
 
-    A row's beginning becomes its whole id; `SOURCE:PLACE` stays. A text is the digest of a whole row: a row
-    id, a JSON row, or every row of the catalogue whose prompt or response is this text. Raises `PaserError`
-    for what nobody has ever read and what has no digest of its own.
+    A row's beginning becomes its whole id, in lower case; `SOURCE:PLACE` stays. A text is the digest of a
+    whole row: a row id, a JSON row, or every row of the catalogue whose prompt or response is this text.
+    Raises `PaserError` for what nobody has ever read and what has no digest of its own.
     """
     value = value.strip()
     if not value:
@@ -32,11 +35,11 @@ def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
     if kind in ("source", "license"):
         return [Withdrawal(kind, value)]
     if kind == "row":
-        if not value.startswith(f"{ROW_ID_VERSION}-") and ":" in value:
+        if not value.lower().startswith(f"{ROW_ID_VERSION}-") and ":" in value:
             return [Withdrawal(kind, value)]
         return [Withdrawal(kind, _whole_id(catalogue, value))]
-    if _ROW_ID.fullmatch(value):
-        return [Withdrawal("text", value)]
+    if _ROW_ID.fullmatch(value.lower()):
+        return [Withdrawal("text", value.lower())]
     text = read_text(value)
     if text.row_id is not None:
         return [Withdrawal("text", text.row_id)]
@@ -55,8 +58,8 @@ def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
 
 
 def _whole_id(catalogue: Catalogue, value: str) -> str:
-    if _ROW_ID.fullmatch(value):
-        return value
+    if _ROW_ID.fullmatch(value.lower()):
+        return value.lower()
     with catalogue.reading() as connection:
         found = hits(connection, value, "row")
         keys = [
@@ -74,7 +77,8 @@ def _whole_id(catalogue: Catalogue, value: str) -> str:
 def withdraw(path: Path, withdrawals: list[Withdrawal], reason: str, date: str) -> None:
     """Adds a line for each; the file is read whole first, and every line of it must be sound.
 
-    `date` is YYYY-MM-DD. Raises `PaserError` for what is withdrawn already and for an empty reason.
+    `date` is YYYY-MM-DD. Raises `PaserError` for what is withdrawn already, for an empty reason, and for a
+    row or text that is neither a whole row id nor, for a row, `SOURCE:PLACE`.
     """
     reason = " ".join(reason.split())
     if not reason:
@@ -84,13 +88,14 @@ def withdraw(path: Path, withdrawals: list[Withdrawal], reason: str, date: str) 
     if not path.exists():
         raise PaserError(f"{path} does not exist", remedy=f"write a line `{','.join(COLUMNS)}` there")
     known = read_withdrawals(path).reasons
+    withdrawals = [Withdrawal(w.kind, checked(w.kind, w.value, str(path))) for w in withdrawals]
     for item in withdrawals:
         if found := next((key for key in _names(item) if key in known), None):
             raise PaserError(
                 f"{path}: {found[0]} {found[1]} is withdrawn already: {known[found]}",
                 remedy="nothing is to do; `dvc repro` honours it",
             )
-    text = io.StringIO()
+    text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([item.kind, item.value, reason, date] for item in withdrawals)
     begun = path.read_bytes()
@@ -98,9 +103,32 @@ def withdraw(path: Path, withdrawals: list[Withdrawal], reason: str, date: str) 
         stream.write((b"" if begun.endswith(b"\n") else b"\n") + text.getvalue().encode("utf-8"))
 
 
+def unmatched(project: Path, catalogue: Catalogue, withdrawals: Sequence[Withdrawal]) -> list[Withdrawal]:
+    """Those that concern no row of the project's tables and none of any model of the catalogue."""
+    rest = untouched(catalogue, withdrawals)
+    asked = {(item.kind, item.value) for item in rest}
+    met: set[tuple[str, str]] = set()
+    for path in REGISTER.values() if rest else ():
+        if (project / path).exists():
+            table = read_columns(project / path, ("row_id", *ORIGIN), ("occurrences",))
+            for batch in table.to_batches():
+                for row in batch.to_pylist():
+                    met |= asked.intersection(_names_of(row))
+    return [item for item in rest if (item.kind, item.value) not in met]
+
+
+def _names_of(row: Row) -> Iterator[tuple[str, str]]:
+    """Every kind and value by which a withdrawal may mean this row."""
+    yield "row", row["row_id"]
+    yield "text", row["row_id"]
+    for place in (row, *(row.get("occurrences") or ())):
+        yield "row", f"{place['source']}:{place['source_row']}"
+        yield "source", place["source"]
+        yield "license", place["license"]
+
+
 def _names(item: Withdrawal) -> list[tuple[str, str]]:
     """The lines that already say the same."""
     if not _ROW_ID.fullmatch(item.value):
         return [(item.kind, item.value)]
-    digits = item.value.removeprefix(f"{ROW_ID_VERSION}-")
-    return [("row", item.value), ("text", item.value), ("text", digits)]
+    return [("row", item.value), ("text", item.value)]

@@ -21,7 +21,7 @@ Policy = Callable[["np.ndarray", "np.ndarray", "np.ndarray", float], "np.ndarray
 POLICIES: dict[str, Policy] = {
     "damage": lambda cds, size, loss, gamma: cds,
     "damage_size": lambda cds, size, loss, gamma: cds * size,
-    "damage_power": lambda cds, size, loss, gamma: cds**gamma,
+    "damage_power": lambda cds, size, loss, gamma: _power(cds, size, gamma),
     "delta_loss": lambda cds, size, loss, gamma: loss.clip(min=0.0),
     "uniform": lambda cds, size, loss, gamma: (size > 0).astype(float),
     "proportional": lambda cds, size, loss, gamma: size.astype(float),
@@ -45,6 +45,19 @@ def policy_weights(
         weights = (sizes > 0).astype(float)
     total = weights.sum()
     return weights / total if total > 0 else weights
+
+
+def _power(cds: np.ndarray, sizes: np.ndarray, gamma: float) -> np.ndarray:
+    """CDS^gamma, of the clusters with rows; in units of the largest where floats do not hold the powers."""
+    import numpy as np
+
+    inside = np.where(sizes > 0, cds, 0.0)
+    with np.errstate(over="ignore", under="ignore"):
+        powers: np.ndarray = inside**gamma
+        largest = inside.max(initial=0.0)
+        if largest > 0 and not np.finfo(float).tiny <= powers.sum() < np.inf:
+            powers = (inside / largest) ** gamma
+    return powers
 
 
 def allocate(

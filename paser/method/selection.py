@@ -348,13 +348,18 @@ class _Run:
         if self.left <= 0:
             return None
         waiting = self.cost[self.reasons == _CODE[BUDGET]]
-        refused = int((self.reasons == _CODE[CONFLICT]).sum())
+        refused = self.cost[self.reasons == _CODE[CONFLICT]]
+        lowered = [step.name for step in self.step_names if step.name.startswith(_STRICTNESS)]
         if len(waiting) and int(waiting.min()) > self.left:
             return "what is left is less than the smallest sample costs"
-        if refused and self.keep_concepts and self.left <= TOLERATED_SHORTFALL * self.budget:
-            return f"the concept filter refused {refused} rows; so little is left that it was not relaxed"
-        if refused:
-            return f"the concept filter refused {refused} rows and nothing else is left"
+        filtered = f"the concept filter refused {len(refused)} rows"
+        if len(refused) and self.keep_concepts and self.left <= TOLERATED_SHORTFALL * self.budget:
+            relaxed = f"relaxed below {lowered[-1]}" if lowered else "relaxed"
+            return f"{filtered}; so little is left that it was not {relaxed}"
+        if len(refused) and lowered and int(refused.min()) > self.left:
+            return f"{filtered}; when it was relaxed, each of them cost more than was left"
+        if len(refused):
+            return f"{filtered} and nothing else is left"
         return "every usable row was taken"
 
 

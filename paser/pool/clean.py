@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from paser.records import ROW_ID_VERSION, Sample, normalise
 COLUMNS = ["kind", "value", "reason", "date"]
 NO_POLICY = Policy()
 KINDS = ("row", "source", "license", "text")
+# What a row id, the digits of a text's, and the place of a row look like; hexadecimal digits in any case.
+_ROW_ID, _DIGITS = re.compile(rf"(?i){ROW_ID_VERSION}-[0-9a-f]{{64}}"), re.compile(r"(?i)[0-9a-f]{64}")
+_PLACE = re.compile(rf"(?i)(?!{_ROW_ID.pattern[4:]})[^:]+:.+")
 
 
 @dataclass(frozen=True)
@@ -55,36 +59,45 @@ class Withdrawals:
 
     def reason(self, sample: Sample) -> str | None:
         """Why a row is withdrawn, or None. The sample must be normalised."""
-        identity = sample.row_id
-        keys = (
-            ("row", identity),
-            ("row", f"{sample.source}:{sample.source_row}"),
-            ("text", identity),
-            ("text", identity.removeprefix(f"{ROW_ID_VERSION}-")),
-            ("source", sample.source),
-            ("license", sample.license),
-        )
-        found = next((key for key in keys if key in self.reasons), None)
+        found = next((key for key in _keys(sample, sample.row_id) if key in self.reasons), None)
         return f"{found[0]} {found[1]}: {self.reasons[found]}" if found else None
+
+    def unmet(self, quarantine: Iterable[Quarantined]) -> list[str]:
+        """What names none of the rows that were withdrawn, as kind and value, in the order of the file."""
+        withdrawn = [row for row in quarantine if row.reason == "withdrawn"]
+        met = {key for row in withdrawn for key in _keys(row.sample, row.row_id)}
+        return [f"{kind} {value}" for kind, value in self.reasons if (kind, value) not in met]
+
+
+def _keys(sample: Sample, identity: str) -> tuple[tuple[str, str], ...]:
+    """The kinds and values by which a row is withdrawn."""
+    return (
+        ("row", identity),
+        ("row", f"{sample.source}:{sample.source_row}"),
+        ("text", identity),
+        ("source", sample.source),
+        ("license", sample.license),
+    )
 
 
 def read_withdrawals(path: Path) -> Withdrawals:
-    """Reads `withdrawn.csv` (kind, value, reason, date), checking every line."""
+    """Reads `withdrawn.csv` (kind, value, reason, date), checking every line; ids get lower case."""
     reasons: dict[tuple[str, str], str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8", remedy="save it as UTF-8") from error
-    reader = csv.reader(text.splitlines())
+    reader = csv.reader(io.StringIO(text, newline=""))
     header = next(reader, None)
     if header != COLUMNS:
         raise SourceError(
             f"{path}, line 1: the header is {header}", remedy=f"write `{','.join(COLUMNS)}` there"
         )
+    end = reader.line_num
     for line in reader:
+        where, end = f"{path}, line {end + 1}", reader.line_num
         if not line:
             continue
-        where = f"{path}, line {reader.line_num}"
         if len(line) != len(COLUMNS):
             raise SourceError(f"{where}: {len(line)} fields: {line}", remedy=f"write {', '.join(COLUMNS)}")
         kind, value, reason, date = (part.strip() for part in line)
@@ -94,8 +107,31 @@ def read_withdrawals(path: Path) -> Withdrawals:
             raise SourceError(f"{where}: value or reason is empty", remedy="say what is withdrawn and why")
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
             raise SourceError(f"{where}: date {date!r}", remedy="write it as YYYY-MM-DD")
-        reasons[kind, value] = reason
+        reasons[kind, checked(kind, value, where)] = reason
     return Withdrawals(reasons)
+
+
+def checked(kind: str, value: str, where: str) -> str:
+    """The value of a withdrawal in the form in which rows have it: ids whole and in lower case.
+
+    Raises `SourceError` that begins with `where` for what no row or text can have.
+    """
+    if kind in ("row", "text") and _ROW_ID.fullmatch(value):
+        return value.lower()
+    if kind == "text" and _DIGITS.fullmatch(value):
+        return f"{ROW_ID_VERSION}-{value.lower()}"
+    if kind == "row" and not _PLACE.fullmatch(value):
+        raise SourceError(
+            f"{where}: row {value!r} is neither a row id nor SOURCE:PLACE",
+            remedy=f"write the whole id, {ROW_ID_VERSION}- and 64 hexadecimal digits, or the columns source "
+            "and source_row with a colon between",
+        )
+    if kind == "text":
+        raise SourceError(
+            f"{where}: text {value!r} is no row id",
+            remedy=f"write the whole id, {ROW_ID_VERSION}- and 64 hexadecimal digits, or these digits alone",
+        )
+    return value
 
 
 def normalised(sample: Sample) -> Sample:

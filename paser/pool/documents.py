@@ -40,7 +40,10 @@ class Document:
 
 def shown(value: Any) -> str:
     """A value as it appears in an error: one line, cut."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        text = "a deeply nested value"
     text = " ".join(text.split())
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
@@ -65,7 +68,7 @@ def read_text(path: Path, name: str) -> str:
     """A file as UTF-8 text, unpacked if its name ends in `.gz`."""
     try:
         content = path.read_bytes()
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -81,7 +84,7 @@ def read_text(path: Path, name: str) -> str:
 
 def read_records(path: Path, name: str) -> Iterator[Document]:
     """The objects of a JSON list, JSON Lines or Parquet file, one by one."""
-    if path.name.endswith(".parquet"):
+    if path.name.lower().endswith(".parquet"):
         yield from _parquet(path, name)
         return
     text = read_text(path, name)
@@ -95,9 +98,9 @@ def read_records(path: Path, name: str) -> Iterator[Document]:
         if line.strip():
             try:
                 yield Document(json.loads(line), name, str(number))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise SourceError(
-                    f"{name}, line {number}: not JSON ({error.msg}): {shown(line)}",
+                    f"{name}, line {number}: not JSON ({getattr(error, 'msg', error)}): {shown(line)}",
                     remedy="write one object per line, or one list of objects",
                 ) from error
 
@@ -111,6 +114,10 @@ def read_json_text(text: str, name: str) -> Any:
             f"{shown(text[max(error.pos - 20, 0) : error.pos + 20])}",
             remedy="correct the file at that line",
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{name} cannot be read as JSON: {error}", remedy="take such a value out of the file"
+        ) from error
 
 
 def read_yaml(path: Path, name: str) -> Any:
@@ -123,18 +130,33 @@ def read_yaml(path: Path, name: str) -> Any:
         raise SourceError(
             f"{name}{line}: not YAML: {error}", remedy="correct the file at that line"
         ) from error
+    except RecursionError as error:
+        raise SourceError(
+            f"{name} cannot be read as YAML: {error}", remedy="take such a value out of the file"
+        ) from error
 
 
 def _parquet(path: Path, name: str) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    broken = (pa.ArrowException, OSError, ValueError, ArithmeticError)
     try:
         table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+    except broken as error:
         raise SourceError(f"{name} is not a Parquet file: {error}", remedy="fetch it again") from error
     index = 0
-    for batch in table.iter_batches():
-        for value in batch.to_pylist():
+    batches = table.iter_batches()
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except broken as error:
+            raise SourceError(
+                f"{name}, row [{index}] or one after it: not to be read: {error}",
+                remedy="fetch it again, or write it anew",
+            ) from error
+        for value in rows:
             yield Document(value, name, f"[{index}]")
             index += 1

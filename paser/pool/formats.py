@@ -229,7 +229,7 @@ def _champ(files: Sequence[File]) -> Iterator[Draft]:
             try:
                 steps = [step["_text"] for step in problem["solution"]["steps"]]
                 lines = [*steps, f"Answer: {problem['_answer']}"] if steps else []
-                yield Draft(f"{file.name}:{key}", problem["_text"], "", "\n".join(lines))
+                yield Draft(f"{file.name}:{key}", _field(problem, "_text", where), "", "\n".join(lines))
             except (KeyError, TypeError) as error:
                 raise SourceError(f"{where}: no {error}", remedy="name CHAMP's v0.json") from error
 
@@ -258,13 +258,18 @@ def _bbh_cot(files: Sequence[File]) -> Iterator[Draft]:
     """lm-eval's BIG-Bench Hard tasks: the worked few-shot samples of each YAML file."""
     for file in files:
         task = read_yaml(file.path, file.name)
-        samples = task.get("fewshot_config", {}).get("samples") if isinstance(task, dict) else None
+        config = task.get("fewshot_config") if isinstance(task, dict) else None
+        samples = config.get("samples") if isinstance(config, dict) else None
         if not isinstance(samples, list):
             raise SourceError(
                 f"{file.name}: no fewshot_config.samples", remedy="leave the file out of `files`"
             )
         for number, sample in enumerate(samples, 1):
             where = f"{file.name}, sample {number}"
+            if not isinstance(sample, dict):
+                raise SourceError(
+                    f"{where}: expected a mapping, found {shown(sample)}", remedy="write `input` and `target`"
+                )
             yield Draft(
                 f"{file.name}:{number}", _field(sample, "input", where), "", _field(sample, "target", where)
             )
@@ -284,7 +289,13 @@ def _bfcl(files: Sequence[File]) -> Iterator[Draft]:
         if "possible_answer/" in file.name:
             for document in read_records(file.path, file.name):
                 row = _object(document)
-                answers[_field(row, "id", document.where)] = row["ground_truth"]
+                calls = row.get("ground_truth")
+                if not isinstance(calls, list):
+                    raise SourceError(
+                        f"{document.where}: 'ground_truth' is {shown(calls)}, not a list of calls",
+                        remedy="leave the file out",
+                    )
+                answers[_field(row, "id", document.where)] = calls
     for file in files:
         if "possible_answer/" in file.name:
             continue
@@ -311,10 +322,13 @@ def _compact(value: Any) -> str:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    if not isinstance(call, dict) or len(call) != 1:
-        raise SourceError(f"{where}: answer {shown(call)} is not one call", remedy="leave the file out")
-    ((name, arguments),) = call.items()
-    return {"name": name, "arguments": _arguments(arguments)}
+    try:
+        ((name, arguments),) = call.items()
+        return {"name": name, "arguments": _arguments(arguments)}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{where}: answer {shown(call)} is not one call", remedy="leave the file out"
+        ) from error
 
 
 def _arguments(acceptable: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -363,7 +377,7 @@ def _functions(files: Sequence[File]) -> Iterator[Draft]:
         text = read_text(file.path, file.name)
         try:
             tree = ast.parse(text)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None) or 1
             raise SourceError(
                 f"{file.name}, line {line}: not Python: {error}", remedy="leave it out"

@@ -6,6 +6,7 @@ legal advice; a licence that is not listed may ask for anything, so it is the st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 UNKNOWN = 6
@@ -25,11 +26,29 @@ CLASSES: dict[int, tuple[str, ...]] = {
     5: ("CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0"),
 }  # fmt: skip
 _RANK = {name.casefold(): rank for rank, names in CLASSES.items() for name in names}
+# A `+` that ends a name belongs to it (`GPL-2.0+`).
+_BETWEEN = re.compile(r"\s+(?:AND|OR|WITH|AND/OR)\s+|[(),;&|]|(?<=\s)\+|\+(?=\w)|(?<=\+)\s+", re.IGNORECASE)
+_EXCEPTION = re.compile(r"\s+WITH\s+[\w.-]*exception[\w.-]*", re.IGNORECASE)
+
+
+def names_in(license: str) -> list[str]:
+    """The licences and exceptions of a compound one: an SPDX expression, or names with `/ , ; & + |` between.
+
+    A URL is one name.
+    """
+    found: list[str] = []
+    for part in _BETWEEN.split(license):
+        found += [part] if "://" in part else part.split("/")
+    return [name.strip() for name in found if name.strip()]
 
 
 def strictness(license: str) -> int:
-    """0 (public domain) to 5 (no commercial use or no changes); 6 for a licence that is not listed."""
-    return _RANK.get(license.strip().casefold(), UNKNOWN)
+    """0 (public domain) to 5 (no commercial use or no changes); 6 for a licence that is not listed.
+
+    A compound licence is as strict as the strictest in it; an exception after `WITH` only permits more.
+    """
+    names = names_in(_EXCEPTION.sub("", license))
+    return max((_RANK.get(name.casefold(), UNKNOWN) for name in names), default=UNKNOWN)
 
 
 def strictest(licenses: Iterable[str]) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from paser.pool.licences import names_in
 from paser.records import Sample
 from paser.settings import PolicySettings
 
 TEXTS = ("instruction", "input", "output")
-_OPERATORS = re.compile(r"\s+(?:AND|OR|WITH)\s+|[()]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def _iban(text: str) -> bool:
 
 BUILT_IN: dict[str, Pattern] = {
     "email": Pattern(
-        re.compile(r"(?<![\w.+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b")
+        re.compile(
+            r"(?<![A-Za-z0-9_.+-])\w[\w.%+-]{0,63}@(?:(?:[^\W_]|-){1,63}\.)+"
+            r"(?:[A-Za-z]{2,24}(?![A-Za-z0-9_])|[^\W\d_]{2,24}\b)"
+        )
     ),
     "phone": Pattern(
         re.compile(
@@ -82,15 +85,18 @@ class Policy:
     def against_license(self, license: str) -> str | None:
         """Why a row under this licence is refused, or None.
 
-        Of a compound licence (`MIT OR GPL-3.0-only`) every part counts: the strictest decides.
+        Of a compound licence (`MIT OR GPL-3.0-only`, `MIT/GPL-3.0-only`) every part counts: the strictest
+        decides. A name with such a character in it (`Terms of 1 May, annex B`) is allowed where it is written
+        out among the allowed ones.
         """
-        for part in (part.strip() for part in _OPERATORS.split(license)):
-            if not part:
-                continue
+        written_out = license.strip().casefold() in {rule.casefold() for rule in self.allowed}
+        for part in names_in(license):
             if (rule := _matching(part, self.refused)) is not None:
                 return f"{part} is refused ({rule})" if rule != part else f"{part} is refused"
-            if self.allowed and _matching(part, self.allowed) is None:
+            if self.allowed and not written_out and _matching(part, self.allowed) is None:
                 return f"{part} is not among the allowed licences"
+        if (rule := _matching(license, self.refused)) is not None:
+            return f"{license} is refused ({rule})"
         return None
 
     def against_text(self, sample: Sample) -> str | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from paser.errors import PaserError
 from paser.models.tokens import Encoded
 from paser.selectors.filling import Scored, by_id
 from paser.selectors.protocol import ScoredPool
@@ -67,6 +68,11 @@ def nuggets(pool: ScoredPool, models: Models, options: NuggetsOptions, seed: int
     else:
         tasks = encoded(models, judge.encoder, outside[: options.anchors])
     tasks = [task for task in tasks if task.response_ids]
+    if not tasks:
+        raise PaserError(
+            f"nuggets has no task to measure a gain on: {len(outside)} rows are left outside those it scores",
+            remedy="a pool of two rows or more, or targets with a response",
+        )
     examples = encoded(models, judge.encoder, quarter)
     shots = [
         Encoded(example.prompt_ids + example.response_ids + task.prompt_ids, task.response_ids)

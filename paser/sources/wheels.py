@@ -13,13 +13,14 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from paser.artifacts import disk_errors, remove, sha256_file
+from paser.artifacts import abandoned, beside, disk_errors, remove, sha256_file
 from paser.cache import Cache
 from paser.errors import SourceError
 from paser.progress import say, warn
 from paser.sources.uri import PypiUri, common_folder, glob_pattern
 
 ROOM = "wheels"
+_DOWNLOAD = "download"
 _SHOWN = 3
 
 
@@ -31,9 +32,9 @@ def cached_wheel(uri: PypiUri, cache: Cache) -> Path:
             return entry
         warn(f"the cached wheel of {uri.wheel} was altered; fetching it again")
         remove(entry)
-    for stale in entry.parent.glob(f"{uri.sha256}.download-*"):
+    for stale in abandoned(entry, _DOWNLOAD):
         remove(stale)
-    folder = entry.with_name(f"{uri.sha256}.download-{os.getpid()}")
+    folder = beside(entry, _DOWNLOAD)
     with disk_errors(entry):
         folder.mkdir()
         try:

@@ -51,6 +51,11 @@ def run(context: Context) -> None:
     ):
         write_table(context.out(f"data/{table}.parquet"), "pool", kept_rows(rows))
     write_table(context.out("data/quarantine.parquet"), "quarantine", quarantine_rows(built.quarantine))
+    if unmet := rules.withdrawals.unmet(built.quarantine):
+        warn(
+            f"data/withdrawn.csv: {_listed(unmet)} names no row that was read; check how it is written, "
+            "unless it is meant for rows to come"
+        )
     context.note(template=encoder.template, **_counts(built))
     if encoder.template == "plain":
         warn("the tokenizer has no chat template; a plain one with headings is used")
@@ -72,6 +77,10 @@ def _counts(built: Built) -> dict[str, object]:
         "not_drawn_by_source": dict(sorted(built.not_drawn.items())),
         "holdout_short": built.short,
     }
+
+
+def _listed(values: list[str], most: int = 5) -> str:
+    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 def _by_label(rows: list[Kept]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import paser
-from paser.artifacts import disk_errors, remove, replace, write_json
+from paser.artifacts import beside, disk_errors, remove, replace, tidy, write_json
 from paser.cache import Cache
 from paser.errors import PaserError, StageError
 from paser.lineage.events import StageEvents
@@ -32,10 +32,12 @@ from paser.lineage.record import (
     describe,
     package_versions,
 )
-from paser.progress import duration, say
+from paser.progress import duration, say, warn
 from paser.settings import Settings, load_settings
 from paser.stages.graph import Stage, stage
 
+# Other runs may still read or write what was used so recently; pruning leaves it.
+SPARED_SECONDS = 3600.0
 # Who started the run, where someone says so: field of the run record -> environment variable.
 STARTED_BY = {
     "flow_run": "PASER_FLOW_RUN_ID",
@@ -71,7 +73,7 @@ class Context:
             raise StageError(f"stage {self.stage.name} does not declare the output {relative}")
         target = self.project / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        return target.with_name(f"{target.name}.partial-{os.getpid()}")
+        return beside(target)
 
     def note(self, **facts: Any) -> None:
         """Measured facts for the stage's record; only what two runs share (no clock, no host)."""
@@ -87,15 +89,16 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
     by_path = {artefact.path: artefact for artefact in inputs}
     context = Context(project, spec, settings, Cache.of(project), by_path)
     module = importlib.import_module(f"paser.stages.{name}")
-    with StageEvents(name).around(inputs) as written, _staging(context):
-        try:
-            module.run(context)
-        except PaserError as error:
-            raise _with_way_back(error, project) from error
-        for relative in spec.outputs:
-            if not context.out(relative).exists():
-                raise StageError(f"stage {name} did not write {relative}")
-        _unchanged(project, inputs, spec)
+    with StageEvents(name).around(inputs) as written:
+        with _staging(context):
+            try:
+                module.run(context)
+            except PaserError as error:
+                raise _with_way_back(error, project) from error
+            for relative in spec.outputs:
+                if not context.out(relative).exists():
+                    raise StageError(f"stage {name} did not write {relative}")
+            _unchanged(project, inputs, spec)
         for relative in spec.outputs:
             replace(context.out(relative), project / relative)
         outputs = [describe(project, relative) for relative in spec.outputs]
@@ -114,7 +117,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
     write_json(project / spec.record, record)
     seconds = time.monotonic() - clock
     write_json(project / spec.run_record, _run_facts(project, name, started, seconds))
-    context.cache.prune(int(settings.runtime.cache_gb * 1e9))
+    _prune(context)
     say(f"{name}: done in {duration(seconds)}")
     return record
 
@@ -147,17 +150,23 @@ def _unchanged(project: Path, inputs: list[Artefact], spec: Stage) -> None:
 @contextlib.contextmanager
 def _staging(context: Context) -> Iterator[None]:
     """Removes whatever an earlier killed run or this failed one left beside the targets."""
-    targets = [context.project / relative for relative in context.stage.outputs]
-    for target in targets:
-        if target.parent.exists():
-            for stale in target.parent.glob(f"{target.name}.partial-*"):
-                remove(stale)
+    for relative in context.stage.outputs:
+        tidy(context.project / relative)
     try:
         with disk_errors(context.project / context.stage.outputs[0]):
             yield
-    finally:
+    except BaseException:
         for relative in context.stage.outputs:
             remove(context.out(relative))
+        raise
+
+
+def _prune(context: Context) -> None:
+    """Keeps the cache below its limit; the stage is done, so what cannot be removed is only told of."""
+    try:
+        context.cache.prune(int(context.settings.runtime.cache_gb * 1e9), spare_seconds=SPARED_SECONDS)
+    except OSError as error:
+        warn(f"the cache {context.cache.root} was not pruned to runtime.cache_gb: {error}")
 
 
 def _with_way_back(error: PaserError, project: Path) -> PaserError:

@@ -53,6 +53,29 @@ def test_a_label_without_damage_has_no_part_in_the_gap() -> None:
     assert judge.mean("gap closed", [ours])["value"] == pytest.approx(0.6)
 
 
+def test_a_label_that_pruning_did_not_change_has_no_ratio_of_its_own() -> None:
+    """It counts overall, where what training did to it is seen."""
+    untouched = training([1.0, 1.0, 1.0, 4.0, 5.0], [0.0, 0.0, 0.0, 0.4, 0.6], [0, 0, 1, 0])
+    judge = Judge(untouched, ORIGINAL, LABELS)
+    assert judge.damaged == ["b"]
+    ours = training([1.1, 1.1, 1.1, 3.0, 3.0], [0.1, 0.1, 0.1, 0.2, 0.2], [0, 0, 1, 0])
+    assert judge.by_label("fidelity gap", [ours]) == pytest.approx({"b": 0.6})
+    assert set(judge.by_label("gap closed", [ours])) == {"b"}
+    assert judge.mean("fidelity gap", [ours])["value"] == pytest.approx(1 - (0.1 + 0.2) / 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_resamples_without_damage_do_not_count() -> None:
+    sparse = training(PRUNED["loss"], [0.0, 0.0, 0.0, 0.0, 0.6], [0, 0, 1, 0])
+    judge = Judge(sparse, ORIGINAL, LABELS)
+    ours = training(PRUNED["loss"], [0.0, 0.0, 0.0, 0.0, 0.3], [0, 0, 1, 0])
+    theirs = training(PRUNED["loss"], [0.0, 0.0, 0.0, 0.0, 0.4], [0, 0, 1, 0])
+    found = judge.difference("fidelity gap", [ours], [theirs])
+    assert found["value"] == pytest.approx(1 / 6)
+    assert all(np.isfinite(found[key]) for key in ("low", "high", "p", "least"))
+    assert found["p"] < 0.001
+
+
 def test_differences_are_paired_over_seeds_and_rows() -> None:
     """Each seed differs a lot, but ours is better than theirs by the same in each: the interval is narrow."""
     judge = Judge(PRUNED, ORIGINAL, LABELS)

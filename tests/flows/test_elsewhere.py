@@ -12,6 +12,9 @@ import pytest
 import yaml
 from prefect.client.schemas.objects import State
 
+from flows import dvc_stage
+from flows.elsewhere import checkout, clean_commit, stage
+from flows.errors import FlowError
 from flows.recover import recover
 from paser.artifacts import read_json
 from tests import project as projects
@@ -63,6 +66,49 @@ def test_a_remote_that_cannot_be_reached_is_a_clear_failure(toy: Make, tmp_path:
     assert "dvc push b.txt" in (state.message or "")
     assert "remote can be reached" in (state.message or "")
     assert recover(project=str(folder), return_state=True).is_completed()
+
+
+def test_a_project_in_a_folder_of_a_repository_is_checked_and_checked_out_there(tmp_path: Path) -> None:
+    project = tmp_path / "repo/der Plan/p"
+    project.mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml", "dvc.lock", "../params.yaml"):
+        (project / name).write_text("{}\n")
+    (project / ".gitignore").write_text(".paser/\n")
+    projects.run(tmp_path / "repo", "git", "init", "-q")
+    commit(tmp_path / "repo")
+    for name in ("params.yaml", "dvc.lock"):
+        (project / name).write_text("seed: 2\n")
+    found = clean_commit(project)
+    place = checkout(project, found, "score")
+    assert place.is_relative_to(project / ".paser/checkouts")
+    assert (place / "params.yaml").read_text() == "{}\n"
+    assert (place / "dvc.yaml").exists()
+    assert checkout(project, found, "score") == place
+    (project / "../params.yaml").write_text("of something else\n")
+    with pytest.raises(FlowError, match=r"differs from its commit[\s\S]*der Plan/params\.yaml"):
+        clean_commit(project)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_worker_runs_a_stage_of_a_project_in_a_folder_of_a_repository(toy: Make, tmp_path: Path) -> None:
+    top = tmp_path / "repo"
+    top.mkdir()
+    project = toy(a=STAGE).rename(top / "p")
+    shutil.rmtree(project / ".git")
+    shutil.rmtree(project / ".dvc")
+    projects.run(top, "git", "init", "-q")
+    projects.run(project, "dvc", "init", "-q", "--subdir")
+    projects.run(project, "dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    (project / ".gitignore").write_text("/a.txt\n.paser/\n")
+    commit(top)
+    found = clean_commit(project)
+    state = stage("a", found, "seed: 2\n", {}, project=str(project), return_state=True)
+    assert state.is_completed(), state.message
+    (place,) = (project / ".paser/checkouts").iterdir()
+    assert (place / "p/a.txt").read_text() == "source\n"
+    assert (place / "p/params.yaml").read_text() == "seed: 2\n"
+    assert not (project / "a.txt").exists()
+    assert dvc_stage.remote_result(project, "a")
 
 
 @pytest.fixture

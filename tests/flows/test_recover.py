@@ -23,6 +23,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 
 from flows import dvc_stage
+from flows.locking import one_at_a_time
 from flows.recover import recover
 from paser.artifacts import read_json, sha256_file
 from paser.lineage.catalogue import Catalogue
@@ -206,6 +207,23 @@ def test_a_wrong_override_is_refused_before_anything_runs(
     assert state.is_failed()
     assert said in (state.message or "")
     assert task_runs(state) == {}
+
+
+def test_a_second_run_with_the_same_overrides_leaves_the_workspace_alone_while_the_first_works(
+    toy: Make,
+) -> None:
+    folder = toy(a={"cmd": "cp source.txt a.txt", "deps": ["source.txt"], "outs": ["a.txt"]})
+    overrides = {"seed": 2}
+    place = Path(run(folder, overrides=overrides).result()["project"])
+    (folder / "source.txt").write_text("changed\n")
+    (place / "params.yaml").write_text("seed: 3\n")
+    with one_at_a_time(place, {"flow_run": "first", "name": "first"}, 0.0, say=print):
+        state = run(folder, overrides=overrides, wait_minutes=0.0)
+        assert "flow run first" in (state.message or "")
+        assert (place / "source.txt").read_text() == "source\n"
+        assert (place / "params.yaml").read_text() == "seed: 3\n"
+    assert stages(run(folder, overrides=overrides)) == {"a": "Completed"}
+    assert (place / "a.txt").read_text() == "changed\n"
 
 
 SLOW = (

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import psutil
 import pytest
 import yaml
 
+from flows import serve
+from flows.errors import FlowError
 from flows.serve import _process
 from paser.artifacts import write_json
 from tests.flows.conftest import Make
@@ -51,6 +56,58 @@ def test_a_note_of_a_process_that_is_gone_ends_nobody(tmp_path: Path) -> None:
         other.kill()
     assert _process(tmp_path / "n.json") is None
     assert _process(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        (None, None, "http://127.0.0.1:4200/api"),
+        ("0.0.0.0", "4300", "http://127.0.0.1:4300/api"),
+        ("10.0.0.7", "4300", "http://10.0.0.7:4300/api"),
+        ("::", None, "http://[::1]:4200/api"),
+        ("fd00::7", None, "http://[fd00::7]:4200/api"),
+    ],
+)
+def test_everything_talks_to_the_server_where_it_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str | None, port: str | None, url: str
+) -> None:
+    for name, value in {"PASER_HOST": host, "PASER_PORT": port}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    assert serve.settings(tmp_path)["PREFECT_API_URL"] == url
+
+
+def test_a_worker_by_hand_finds_the_server_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(url: str, *_: object) -> None:
+        raise FlowError(f"waits for {url}")
+
+    monkeypatch.setattr(serve, "wait_for_api", stops)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    plain = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "PASER_HOST", "PASER_PORT")}
+    for given, said in (
+        ({}, "PREFECT_API_URL is not set"),
+        ({"PASER_PORT": "4300"}, r"waits for http://127\.0\.0\.1:4300/api"),
+        ({"PASER_PORT": "4300", "PREFECT_API_URL": "http://there/api"}, "waits for http://there/api"),
+    ):
+        with mock.patch.dict(os.environ, plain | given, clear=True), pytest.raises(FlowError, match=said):
+            serve.work(tmp_path, "cpu")
+
+
+def test_a_port_that_is_none_and_a_server_that_listens_elsewhere_are_named(tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"PASER_PORT": "http"}), pytest.raises(FlowError, match="is 'http'"):
+        serve.start(tmp_path)
+    note = tmp_path / ".paser/prefect/server.json"
+    where = ["--host", "127.0.0.1", "--port", "4200"]
+    started = psutil.Process().create_time()
+    write_json(note, {"pid": os.getpid(), "started": started, "command": ["prefect", *where]})
+    with (
+        mock.patch.dict(os.environ, {"PASER_HOST": "127.0.0.1", "PASER_PORT": "4201"}),
+        pytest.raises(FlowError, match=r"with --host 127\.0\.0\.1 --port 4200, not with .* --port 4201"),
+    ):
+        serve.start(tmp_path)
 
 
 @pytest.mark.slow

@@ -7,16 +7,18 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_project import build
 from typer.testing import CliRunner
 
-from paser.artifacts import file_digests, read_json, read_jsonl, sha256_file
+from paser.artifacts import file_digests, read_json, read_jsonl, sha256_file, write_json
 from paser.cli import app
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue, sync
 from paser.lineage.entry import MODEL, ROLES
+from paser.lineage.history import rebuild
 from paser.stages.run import run_stage
 from tests import project as projects
 
@@ -114,6 +116,104 @@ def test_a_file_that_was_added_to_an_entry_is_noticed(project: Path) -> None:
         sync(project, Catalogue.of(project))
 
 
+def test_an_entry_whose_own_words_were_altered_is_not_taken_in(project: Path) -> None:
+    """All digests hold: `entry.json` itself says less than the files beside it."""
+    path = project / "data/audit/entry.json"
+    content = read_json(path)
+    content["summary"]["tokens"] -= 1
+    write_json(path, content)
+    kept = Catalogue.of(project)
+    with pytest.raises(PaserError, match=r"entry.json does not follow from the files beside it"):
+        sync(project, kept)
+    assert kept.models() == []
+
+
+def test_verify_takes_in_only_what_it_found_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    weights = project / MODEL / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    assert CliRunner().invoke(app, ["audit", "verify", MODEL]).exit_code == 1
+    assert Catalogue.of(project).models() == []
+    weights.write_bytes(content)
+    assert CliRunner().invoke(app, ["audit", "verify", MODEL]).exit_code == 0
+    assert len(Catalogue.of(project).models()) == 1
+
+
+def broken(content: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("entry.json", (), []),
+        ("entry.json", ("files",), None),
+        ("entry.json", ("files",), ["provenance.json"]),
+        ("entry.json", ("summary",), "none"),
+        ("entry.json", ("model",), 7),
+        ("records/recover.json", (), [1]),
+        ("records/recover.json", ("outputs",), {}),
+        ("records/recover.json", ("outputs", 0), "data/models/recovered"),
+        ("records/pool.json", ("facts",), None),
+        ("provenance.json", ("held_out",), 3),
+        ("provenance.json", ("merkle_root",), ["0"]),
+        ("clusters.json", ("clusters",), {"0": "zero"}),
+    ],
+    ids=str,
+)
+def test_an_entry_of_another_shape_is_named_and_left(
+    project: Path, monkeypatch: pytest.MonkeyPatch, file: str, path: tuple[str | int, ...], value: Any
+) -> None:
+    """Digests are mended, so only the shape is wrong; a question says so and is answered nonetheless."""
+    place = project / "data/audit" / file
+    content = read_json(place)
+    if path:
+        broken(content, path, value)
+    write_json(place, content if path else value)
+    if file != "entry.json":
+        entry = read_json(project / "data/audit/entry.json")
+        entry["files"][file] = sha256_file(place)
+        write_json(project / "data/audit/entry.json", entry)
+    monkeypatch.chdir(project)
+    with pytest.raises(PaserError, match="data/audit"):
+        sync(project, Catalogue.of(project))
+    listed = CliRunner().invoke(app, ["catalogue", "list", "--json"])
+    assert listed.exit_code == 0, listed.exception
+    assert "warning: data/audit was not taken into the catalogue" in listed.stderr
+    assert CliRunner().invoke(app, ["audit", "verify", MODEL]).exit_code == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"commit": ["a"]}', '"commit"'])
+def test_a_broken_record_of_the_run_is_warned_of_and_the_entry_taken_in(
+    project: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (project / "data/records/audit.run.json").write_text(content, "utf-8")
+    kept = Catalogue.of(project)
+    assert sync(project, kept) is not None
+    assert [model.commit for model in kept.models()] == [None]
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "audit.run.json" in said
+
+
+def test_a_catalogue_that_cannot_be_written_is_warned_of(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of the right version that has lost a table."""
+    kept = Catalogue.of(project)
+    kept.root.mkdir(parents=True)
+    with sqlite3.connect(kept.index) as connection:
+        connection.execute("CREATE TABLE model (id INTEGER PRIMARY KEY, entry TEXT)")
+        connection.execute("PRAGMA user_version = 1")
+    monkeypatch.chdir(project)
+    done = CliRunner().invoke(app, ["audit", "verify", MODEL])
+    assert done.exit_code == 0, done.exception
+    assert "cannot be written to" in done.stderr
+    assert "catalogue.sqlite" in done.stderr
+
+
 def test_a_newer_schema_is_refused(project: Path) -> None:
     kept = Catalogue.of(project)
     sync(project, kept)
@@ -203,3 +303,22 @@ def test_rebuild_finds_entries_of_the_git_history_and_says_what_is_missing(
     assert lost.returncode == 3
     assert "1 missing" in lost.stdout
     assert "ERROR" in lost.stdout
+
+
+def test_rebuild_lists_a_lock_that_cannot_be_read_and_goes_on(project: Path) -> None:
+    """A conflict that was committed, a lock that is a list, bytes that are no text; then a sound one."""
+    for words in ("git init -q", "git config user.email a@b.c", "git config user.name a"):
+        projects.run(project, *words.split())
+    locks = (
+        b"<<<<<<< HEAD\nstages:\n=======\n", b"[1, 2]\n", b"stages: \xff\n", b"stages: {audit: {}}\n",
+        b"stages:\n  audit:\n    outs:\n    - {path: data/audit, md5: 0a.dir}\n",
+    )  # fmt: skip
+    for lock in locks:
+        (project / "dvc.lock").write_bytes(lock)
+        projects.run(project, "git", "add", "dvc.lock")
+        projects.run(project, "git", "commit", "-qm", "run")
+    found = rebuild(project, Catalogue.of(project))
+    assert [item.state for item in found] == ["missing"] * 5
+    assert [item.digest for item in found] == ["0a.dir", "", "", "", ""]
+    for item in found[1:]:
+        assert f"dvc.lock of commit {item.commit} cannot be read" in item.detail

@@ -75,6 +75,7 @@ def test_a_proof_holds_no_other_row(model: Path) -> None:
 
 def test_the_beginning_of_a_row_id_is_enough(model: Path) -> None:
     assert proof_of(model, ids(model)[2][:15])["row_id"] == ids(model)[2]
+    assert proof_of(model, ids(model)[2][:15].upper()) == proof_of(model, ids(model)[2])
 
 
 @pytest.mark.parametrize("row", ["r1-" + "0" * 64, "r1-", ""])

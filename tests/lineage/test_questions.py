@@ -13,7 +13,7 @@ from rich.console import Console
 from synthetic_project import build, sample
 from typer.testing import CliRunner
 
-from paser.artifacts import read_json, read_jsonl, read_rows, write_json
+from paser.artifacts import read_json, read_jsonl, read_rows, write_json, write_table
 from paser.cli import app
 from paser.errors import PaserError
 from paser.lineage import diff as comparing
@@ -138,6 +138,21 @@ def test_a_beginning_of_several_rows_asks_for_more(finished: Path) -> None:
         why(finished / MODEL, None, "r1-12")
     with pytest.raises(PaserError, match="is not a row id or the beginning"):
         why(finished / MODEL, None, "r1-xyzxyz")
+
+
+@pytest.mark.parametrize("length", [67, 20], ids=["whole", "beginning"])
+def test_a_row_id_is_understood_in_capitals(two: Path, length: int) -> None:
+    """A false "never read" would be the worst answer of all."""
+    row = read_jsonl(two / "data/selected.jsonl")[0]["row_id"]
+    asked, kept = row[:length].upper(), Catalogue.of(two)
+    (told,) = why(two / MODEL, None, asked)
+    assert (told["row_id"], told["role"]) == (row, "trained")
+    assert guess(asked, kept) == "row"
+    assert [match["row_id"] for match in find(kept, asked, "row").matches] == [row, row]
+    for kind in ("row", "text") if length == 67 else ("row",):
+        assert resolve(kept, kind, asked) == [Withdrawal(kind, row)]
+    if length == 67:
+        assert impact(kept, [Withdrawal("row", asked)]) == impact(kept, [Withdrawal("row", row)])
 
 
 # find
@@ -395,6 +410,80 @@ def test_what_cannot_be_withdrawn_is_said(two: Path, kind: str, value: str, mess
         resolve(Catalogue.of(two), kind, value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("row", "r1-0123abcd"),
+        ("row", "0" * 64),
+        ("row", "r1-" + "0" * 63 + "g"),
+        ("row", "r1-" + "0" * 65),
+        ("row", "r1-" + "0" * 64 + ":7"),
+        ("text", "0" * 63),
+        ("text", "r2-" + "0" * 64),
+        ("text", "alpaca:7"),
+        ("row", "alpaca:"),
+    ],
+)
+def test_a_withdrawal_that_could_never_match_is_refused(tmp_path: Path, kind: str, value: str) -> None:
+    path = tmp_path / "withdrawn.csv"
+    path.write_text("kind,value,reason,date\n", "utf-8")
+    with pytest.raises(
+        PaserError,
+        match=f"withdrawn.csv: {kind} '{value}' is (neither a|no) row id[\\s\\S]*the whole id",
+    ):
+        withdraw(path, [Withdrawal("source", "bfcl"), Withdrawal(kind, value)], "asked for", "2026-11-25")
+    assert path.read_text("utf-8") == "kind,value,reason,date\n"
+
+
+def test_ids_are_written_as_the_pool_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "withdrawn.csv"
+    path.write_text("kind,value,reason,date\n", "utf-8")
+    asked = [Withdrawal("row", "R1-" + "AB" * 32), Withdrawal("text", "CD" * 32), Withdrawal("row", "A:B:7")]
+    withdraw(path, asked, "asked for", "2026-11-25")
+    assert [*read_withdrawals(path).reasons] == [
+        ("row", "r1-" + "ab" * 32), ("text", "r1-" + "cd" * 32), ("row", "A:B:7"),
+    ]  # fmt: skip
+    for again in asked[:2]:
+        with pytest.raises(PaserError, match="is withdrawn already"):
+            withdraw(path, [again], "again", "2026-11-26")
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\x1c", "\n", '"', ","], ids=ascii)
+def test_any_name_can_be_withdrawn_and_read_again(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "withdrawn.csv"
+    path.write_text("kind,value,reason,date\n", "utf-8")
+    withdraw(path, [Withdrawal("source", f"a{sign}b")], "asked for", "2026-11-25")
+    withdraw(path, [Withdrawal("source", "c")], "asked for", "2026-11-25")
+    assert [*read_withdrawals(path).reasons] == [("source", f"a{sign}b"), ("source", "c")]
+
+
+def test_withdraw_warns_of_what_matches_nothing_and_records_it(project: Path) -> None:
+    """Nor in tables that no model has seen yet."""
+    path = project / "data/withdrawn.csv"
+    path.write_text("kind,value,reason,date\n", "utf-8")
+    new = {**sample("code", 4321, "pool"), "occurrences": TWICE["occurrences"]}
+    pool = [*read_rows(project / "data/pool.parquet", "pool"), new]
+    write_table(project / "data/pool.parquet", "pool", pool)
+    unknown = ("r1-" + "0" * 64, "bfcl:pool:99999", "bfc", "Nobody-1.0")
+    known = (new["row_id"], "mirror:a:b:3", "bfcl", "Customer contract 7")
+    kinds = ("row", "row", "source", "license")
+    given = [w for n in (unknown, known) for k, v in zip(kinds, n, strict=True) for w in (f"--{k}", v)]
+    given += ["--text", new["row_id"]]
+    words = ("audit", "withdraw", *given, "--reason", "asked", "--project", str(project), "--json")
+    done = invoke(*words)
+    assert done.exit_code == 0, done.exception
+    for kind, value in zip(kinds, unknown, strict=True):
+        assert f"warning: {kind} {value} matches no row of the pool nor of any model" in done.stderr
+    assert done.stderr.count("matches no row") == len(unknown)
+    assert len(read_withdrawals(path).reasons) == 9
+
+
+def test_each_verdict_is_counted_once(two: Path) -> None:
+    row = read_jsonl(two / "data/selected.jsonl")[0]["row_id"]
+    done = invoke("audit", "impact", "--row", row, "--project", str(two))
+    assert done.stdout.count("retrain: ") == 1
+
+
 def test_a_text_nobody_has_read_can_be_withdrawn_as_a_whole_row(two: Path) -> None:
     row = {"instruction": "Never seen", "input": "", "output": "before"}
     (found,) = resolve(Catalogue.of(two), "text", json.dumps(row))
@@ -442,5 +531,6 @@ def test_diff_of_a_selection_folder_and_a_model(two: Path, tmp_path: Path) -> No
         shutil.copy(two / "data" / name, tmp_path / name)
     same = invoke("audit", "diff", str(tmp_path), str(two / MODEL), "--project", str(two))
     assert same.exit_code == 0, same.stdout
+    assert f"warning: {tmp_path} records no settings, so none were compared" in same.stderr
     other = invoke("audit", "diff", str(tmp_path), str(two.parent / "second" / MODEL), "--project", str(two))
     assert other.exit_code == 3

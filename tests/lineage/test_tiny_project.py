@@ -143,12 +143,25 @@ def test_deep_finds_another_budget(copy: Path) -> None:
     assert "budget.json: spent is" in found["budget follows from scores and settings"]
 
 
+def test_deep_finds_an_overlap_with_the_evaluation_that_was_made_up(copy: Path) -> None:
+    path = copy / "data/contamination.json"
+    content = read_json(path)
+    content["overlapping"] += 1
+    write_json(path, content)
+    found = {check.name: check.detail for check in failures(copy, deep=True)}
+    assert "contamination.json: overlapping is" in found["contamination follows from pool and evaluation"]
+
+
 def test_a_model_trained_again_has_the_same_bytes(done: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "again.cache" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", "utf-8")
     found = reproduce(done / MODEL, tmp_path / "again")
     assert found.same
     assert {"model.safetensors", "adapter/adapter_model.safetensors"} <= {file.file for file in found.files}
     assert found.differences == []
-    assert not (tmp_path / "again.cache").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.cache"]
+    assert mine.read_text("utf-8") == "mine"
     control = reproduce(done / "data/models/control", tmp_path / "control")
     assert control.same
     assert control.stage == "control"

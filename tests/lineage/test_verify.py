@@ -4,11 +4,14 @@ import io
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_project
 from rich.console import Console
 
 from paser.artifacts import (
@@ -20,8 +23,11 @@ from paser.artifacts import (
     write_jsonl,
     write_table,
 )
+from paser.export import export_model
 from paser.lineage.entry import Entry
-from paser.lineage.verify import Check, as_json, passed, render, verify
+from paser.lineage.verify import Check, as_json, passed, render, verify, verify_folder
+from paser.stages.run import run_stage
+from tests import project as projects
 
 MODEL = "data/models/recovered"
 
@@ -91,6 +97,64 @@ def test_a_file_added_to_the_model_is_detected(project: Path) -> None:
     assert any("adapter.bin was added" in check.detail for check in failures(project))
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["an empty entry", "a copy of the entry"])
+def test_an_entry_planted_inside_a_model_hides_nothing(project: Path, tmp_path: Path, whole: bool) -> None:
+    """Neither what lies beside it, nor the project around the model, nor a model that was copied away."""
+    planted = project / MODEL / "audit"
+    if whole:
+        shutil.copytree(project / "data/audit", planted)
+    else:
+        planted.mkdir()
+        (planted / "entry.json").write_text("{}", "utf-8")
+    (planted / "payload.py").write_text("import os", "utf-8")
+    (project / MODEL / "README.md").write_text("Better than the original.", "utf-8")
+    (project / "data/pool.parquet").write_bytes(b"other")
+    details = [check.detail for check in failures(project)]
+    for name in ("audit/entry.json", "audit/payload.py", "README.md"):
+        assert any(f"{MODEL}/{name} was added" in detail for detail in details), name
+    assert any(detail.startswith("data/pool.parquet: recorded") for detail in details)
+    away = Path(shutil.copytree(project / MODEL, tmp_path / "away"))
+    details = [check.detail for check in verify(away, project / "data/audit") if not check.ok]
+    assert any("audit/payload.py was added" in detail for detail in details)
+
+
+@pytest.fixture(params=[False, True], ids=["without a README", "with its own README"])
+def exported(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An export of a model, which may have a README.md of its own, as structured models do."""
+    if request.param:
+        weights = synthetic_project._weights
+
+        def with_readme(folder: Path, rng: Any) -> None:
+            weights(folder, rng)
+            (folder / "README.md").write_text("Load it with PASER.\n", "utf-8")
+
+        monkeypatch.setattr(synthetic_project, "_weights", with_readme)
+    root = synthetic_project.build(tmp_path / "project", per_label=3)
+    run_stage("audit", root)
+    export_model(root / MODEL, tmp_path / "away" / "export")
+    return tmp_path / "away" / "export"
+
+
+def test_no_false_alarm_on_an_export(exported: Path) -> None:
+    assert [check for check in verify(exported) if not check.ok] == []
+    assert [check for check in verify_folder(exported) if not check.ok] == []
+    assert any(check.name == "README.md follows from the entry" for check in verify(exported))
+
+
+def test_nothing_in_an_export_is_unchecked(exported: Path) -> None:
+    """The card, the entry and what is added to it; also where the entry that is given is another one."""
+    entry = shutil.copytree(exported / "audit", exported.parent / "entry")
+    assert any("audit/entry.json was added" in c.detail for c in verify(exported, entry) if not c.ok)
+    for name in sorted(p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()):
+        content = (exported / name).read_bytes()
+        (exported / name).write_bytes(content + b"\n")
+        for checks in (verify(exported), verify_folder(exported)):
+            assert any(name.rpartition("/")[2] in c.detail for c in checks if not c.ok), name
+        (exported / name).write_bytes(content)
+    (exported / "audit/more.txt").write_text("more", "utf-8")
+    assert any("audit/more.txt was added" in c.detail for c in verify(exported) if not c.ok)
+
+
 def test_a_missing_output_names_dvc_checkout_and_the_rest_is_still_checked(project: Path) -> None:
     (project / "data/embeddings.npy").unlink()
     (project / "data/pool.parquet").write_bytes(b"other")
@@ -110,6 +174,25 @@ def test_a_failure_names_the_file_and_both_digests(project: Path) -> None:
     assert not passed(checks)
     assert "FAILED" in text
     assert f"model.safetensors: recorded {recorded}, found {sha256_file(path)}" in text
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_that_is_not_utf_8_is_answered_too(project: Path, encoding: str) -> None:
+    (project / MODEL / "ж é.txt").write_text("added", "utf-8")
+
+    def answer(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "paser", "audit", "verify", MODEL, *words],
+            cwd=project,
+            env=projects.ENVIRONMENT | {"PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        return done.stdout.decode(encoding)
+
+    assert "FAILED files of the model" in answer()
+    assert any("ж é.txt was added" in check["detail"] for check in json.loads(answer("--json"))["checks"])
 
 
 def remove(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,8 +348,6 @@ def test_a_model_without_its_entry_is_not_verified(finished: Path, tmp_path: Pat
 def test_another_models_entry_fails(finished: Path, tmp_path: Path) -> None:
     from synthetic_project import build
 
-    from paser.stages.run import run_stage
-
     other = build(tmp_path / "other", per_label=7, seed=9)
     run_stage("audit", other)
     assert passed(verify(other / MODEL))
@@ -292,8 +373,6 @@ def test_a_control_with_another_row_fails(project: Path) -> None:
 
 def test_a_project_without_control_verifies(tmp_path: Path) -> None:
     from synthetic_project import build
-
-    from paser.stages.run import run_stage
 
     root = build(tmp_path / "project", control=False)
     run_stage("audit", root)

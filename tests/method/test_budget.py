@@ -164,6 +164,22 @@ def test_empty_clusters_get_nothing_and_no_damage_means_uniform(policy: str) -> 
     np.testing.assert_allclose(weights.sum(), 1)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e300])
+@pytest.mark.parametrize("gamma", [1.0, 2.0, 50.0, 100.0])
+def test_powers_that_floats_do_not_hold_are_no_uniform_division(scale: float, gamma: float) -> None:
+    cds, sizes = np.array([1e-5, 2e-5, 1.9e-5, np.nan]) * scale, np.array([5, 5, 5, 0])
+    weights = policy_weights("damage_power", cds, sizes, cds, gamma)
+    ratios = np.array([0.5, 1.0, 0.95, 0.0]) ** gamma
+    np.testing.assert_allclose(weights, ratios / ratios.sum(), rtol=1e-12)
+
+
+def test_powers_that_floats_hold_are_not_touched() -> None:
+    cds, sizes = np.array([0.0123, 0.3, 0.047]), np.array([3, 4, 5])
+    for gamma in (0.5, 1.0, 2.0, 3.7):
+        weights = policy_weights("damage_power", cds, sizes, cds, gamma)
+        assert weights.tolist() == (cds**gamma / (cds**gamma).sum()).tolist()
+
+
 def test_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="damage_size"):
         policy_weights("damge", np.ones(1), np.ones(1), np.ones(1), 1.0)

@@ -122,6 +122,7 @@ def test_a_shortfall_of_two_per_cent_is_tolerated() -> None:
     outcome = run(replace(clashing(101), concepts=lambda rows: [concepts[i] for i in rows]), 101, [1.0])
     assert sum(outcome.spent) == 100
     assert reasons(outcome)[-1] == "conflict"
+    assert outcome.cause == "the concept filter refused 1 rows; so little is left that it was not relaxed"
 
 
 def test_a_row_refused_again_says_why_at_last() -> None:
@@ -139,6 +140,25 @@ def test_a_row_refused_again_says_why_at_last() -> None:
     assert outcome.detail(4).startswith("strictness 0.25; at first refused: 'p' (from a) and 'r' (from b)")
     assert outcome.detail(5).startswith("'p' (from a) and 's' (from c1)")
     assert outcome.detail(5).endswith("1 of 6 known pairs are joined")
+    assert outcome.cause == (
+        "the concept filter refused 1 rows; so little is left that it was not relaxed below strictness 0.25"
+    )
+
+
+def test_a_refused_row_that_costs_too_much_is_the_cause_when_the_filter_was_relaxed() -> None:
+    c = candidates(
+        ["a", "b", "d", "e"],
+        [0] * 4,
+        [0.9, 0.8, 0.7, 0.6],
+        [5, 5, 9, 9],
+        [["p"], ["q"], ["p", "q"], ["p", "q"]],
+    )
+    outcome = run(c, 20, [1.0])
+    assert reasons(outcome) == ["selected", "selected", "relaxed", "conflict"]
+    assert (
+        outcome.cause
+        == "the concept filter refused 1 rows; when it was relaxed, each of them cost more than was left"
+    )
 
 
 def test_concepts_are_asked_for_only_where_the_budget_reaches() -> None:

@@ -9,6 +9,7 @@ from paser.pool.clean import Kept, Quarantined, Withdrawals, check, normalised, 
 from paser.records import Sample
 
 HEADER = "kind,value,reason,date\n"
+ID = f"r1-{'0a' * 32}"
 
 
 def sample(instruction: str = "Ask", output: str = "Answer", **more: str) -> Sample:
@@ -63,6 +64,43 @@ def test_a_header_alone_withdraws_nothing(tmp_path: Path) -> None:
     assert read_withdrawals(tmp_path / "withdrawn.csv") == Withdrawals({})
 
 
+@pytest.mark.parametrize("kind", ["row", "text"])
+def test_ids_in_upper_case_are_the_same_ids(tmp_path: Path, kind: str) -> None:
+    path, row = tmp_path / "withdrawn.csv", sample()
+    path.write_text(f"{HEADER}{kind},{row.row_id.upper()},asked,2026-01-31\n")
+    assert reason(row, read_withdrawals(path)) == "withdrawn"
+    if kind == "text":
+        path.write_text(f"{HEADER}text,{row.row_id[3:].upper()},asked,2026-01-31\n")
+        assert reason(row, read_withdrawals(path)) == "withdrawn"
+
+
+def test_a_place_stays_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "withdrawn.csv"
+    path.write_text(f"{HEADER}row,S:F:1,asked,2026-01-31\n")
+    assert reason(sample(source="S", source_row="F:1"), read_withdrawals(path)) == "withdrawn"
+    assert reason(sample(), read_withdrawals(path)) is None
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\n"])
+def test_a_reason_may_hold_what_splits_lines_elsewhere(tmp_path: Path, inside: str) -> None:
+    path = tmp_path / "withdrawn.csv"
+    path.write_text(
+        f'{HEADER}source,s,"one{inside}two",2026-01-31\nsource,t,b,2026-01-31\n', encoding="utf-8"
+    )
+    assert read_withdrawals(path).reasons == {("source", "s"): f"one{inside}two", ("source", "t"): "b"}
+
+
+def test_what_no_withdrawn_row_has_is_told() -> None:
+    row, other = sample(), sample("Other", source="t")
+    reasons = {
+        ("source", "s"): "a", ("row", row.row_id): "b", ("row", "s:f:1"): "c", ("license", "GPL"): "d",
+        ("text", other.row_id): "e",
+    }  # fmt: skip
+    withdrawals = Withdrawals(reasons)
+    left = [found for s in (row,) if isinstance(found := check(s, withdrawals, lambda _: 1, 10), Quarantined)]
+    assert withdrawals.unmet(left) == ["license GPL", f"text {other.row_id}"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -72,6 +110,19 @@ def test_a_header_alone_withdraws_nothing(tmp_path: Path) -> None:
         (f"{HEADER}\nrows,a,b,2026-01-01\n", "line 3: unknown kind 'rows'"),
         (f"{HEADER}row,,b,2026-01-01\n", "line 2: value or reason is empty"),
         (f"{HEADER}row,a,b,1 May\n", "line 2: date '1 May'"),
+        (f'{HEADER}source,s,"one\ntwo",2026-01-01\nrow,a,b,1 May\n', "line 4: date '1 May'"),
+        (f'{HEADER}source,s,b,2026-01-01\nrow,a,"b,1 May\nc",d,e\n', "line 3: 5 fields"),
+        (
+            f"{HEADER}row,{ID[:-1]},b,2026-01-01\n",
+            f"line 2: row '{ID[:-1]}' is neither a row id nor SOURCE:PLACE",
+        ),
+        (f"{HEADER}row,{ID}0,b,2026-01-01\n", "line 2: row 'r1-"),
+        (f"{HEADER}row,{ID[3:]},b,2026-01-01\n", "line 2: row '0a"),
+        (f"{HEADER}row,r2-{ID[3:]},b,2026-01-01\n", "line 2: row 'r2-"),
+        (f"{HEADER}row,s:,b,2026-01-01\n", "line 2: row 's:'"),
+        (f"{HEADER}text,{ID[:-1]}g,b,2026-01-01\n", f"line 2: text '{ID[:-1]}g' is no row id"),
+        (f"{HEADER}text,{ID[3:12]},b,2026-01-01\n", "line 2: text '0a0a0a0a0' is no row id"),
+        (f"{HEADER}text,s:f:1,b,2026-01-01\n", "line 2: text 's:f:1' is no row id"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, content: str, said: str) -> None:

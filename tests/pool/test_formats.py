@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from paser.errors import SourceError
+from paser.pool.documents import shown
 from paser.pool.formats import read_source
 from paser.records import Sample
 from paser.sources.catalog import Source
@@ -326,6 +327,97 @@ def test_packed_and_list_and_parquet_files_are_read(tmp_path: Path) -> None:
     assert found[2][1].source_row == "a.parquet:[1]"
 
 
+def test_upper_case_suffixes_are_the_same_formats(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"instruction": f"a{i}", "output": "b"} for i in range(3)]
+    packed = gzip.compress(lines(*rows).encode())
+    (tmp_path / "columns").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "columns" / "A.PARQUET")
+    found = [
+        read(tmp_path / "plain", {"A.JSONL": lines(*rows)}, "auto"),
+        read(tmp_path / "packed", {"A.JSONL.GZ": packed}, "auto"),
+        read(tmp_path / "columns", {}, "auto"),
+    ]
+    assert [[sample.instruction for sample in samples] for samples in found] == [["a0", "a1", "a2"]] * 3
+
+
+def test_a_broken_parquet_file_is_named_with_the_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"instruction": f"a{i:05}", "output": "b"} for i in range(70_000)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"a69999", b"a\xff\xff999"))
+    with pytest.raises(SourceError, match=r"a\.parquet, row \[65536\] or one after it: not to be read"):
+        read(tmp_path, {}, "auto")
+    path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    with pytest.raises(SourceError, match=r"a\.parquet, row \[0\] or one after it: not to be read"):
+        read(tmp_path, {}, "auto")
+
+
+DEEP = f"{'[' * 30_000}{']' * 30_000}"
+
+
+@pytest.mark.parametrize(
+    ("format", "files", "said"),
+    [
+        (
+            "auto",
+            {"a.jsonl": f'{{"instruction": "a", "output": "b"}}\n{DEEP}\n'},
+            r"a\.jsonl, line 2: not JSON \(maximum recursion",
+        ),
+        (
+            "auto",
+            {"a.jsonl": f'{{"instruction": "a", "output": {"1" * 5000}}}\n'},
+            r"a\.jsonl, line 1: not JSON \(Exceeds",
+        ),
+        ("auto", {"a.json": DEEP}, r"a\.json cannot be read as JSON: maximum recursion"),
+        ("auto", {"a.json": f"[{'1' * 5000}]"}, r"a\.json cannot be read as JSON: Exceeds"),
+        ("bbh-cot", {"a.yaml": DEEP}, r"a\.yaml cannot be read as YAML: maximum recursion"),
+        ("bbh-cot", {"a.yaml": "fewshot_config: none"}, r"a\.yaml: no fewshot_config\.samples"),
+        (
+            "bbh-cot",
+            {"a.yaml": "fewshot_config: {samples: [input]}"},
+            r"a\.yaml, sample 1: expected a mapping",
+        ),
+        (
+            "champ",
+            {"a.json": '{"problems": {"P": {"_text": 5, "_answer": 1, "solution": {"steps": []}}}}'},
+            r"problem P: '_text' is '5', not a text",
+        ),
+        (
+            "bfcl",
+            {"possible_answer/a.json": '{"id": "q"}'},
+            r"possible_answer/a\.json, line 1: 'ground_truth' is 'null'",
+        ),
+        ("functions", {"a.py": f"x = {DEEP}"}, r"a\.py, line 1: not Python"),
+    ],
+)
+def test_odd_content_is_refused_with_its_place(
+    tmp_path: Path, format: str, files: dict[str, str | bytes], said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        read(tmp_path, files, format)
+
+
+@pytest.mark.parametrize("call", [{"f": 5}, {"f": {"x": 5}}, {"f": {}, "g": {}}, "f"])
+def test_an_answer_of_another_shape_is_named_with_its_question(tmp_path: Path, call: Any) -> None:
+    answers = {"possible_answer/q.json": lines({"id": "q_0", "ground_truth": [call]})}
+    with pytest.raises(SourceError, match=r"q\.json, line 1: answer .* is not one call"):
+        read(tmp_path, {"q.json": lines(question("q_0", "Hypotenuse?")), **answers}, "bfcl")
+
+
+def test_a_deeply_nested_value_can_be_named(tmp_path: Path) -> None:
+    nested: Any = "x"
+    for _ in range(50_000):
+        nested = [nested]
+    assert shown(nested) == "'a deeply nested value'"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -378,7 +470,7 @@ def test_half_a_surrogate_pair_is_found_in_formats_of_their_own_too(tmp_path: Pa
     champ = (
         r'{"problems": {"P": {"_text": "\ud83d", "_answer": "2", "solution": {"steps": [{"_text": "x"}]}}}}'
     )
-    with pytest.raises(SourceError, match=r"v0\.json:P: 'instruction' holds"):
+    with pytest.raises(SourceError, match=r"v0\.json, problem P: '_text' holds"):
         read(tmp_path / "champ", {"v0.json": champ}, "champ")
     code = r"def f(a):" + "\n    'Half \\ud83d.'\n    return a\n"
     with pytest.raises(SourceError, match=r"a\.py:f: 'instruction' holds"):

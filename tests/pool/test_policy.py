@@ -69,21 +69,46 @@ def test_the_strictest_licence_over_all_occurrences_counts_in_either_order(first
     assert "bound:0" in details["free"]
 
 
-@pytest.mark.parametrize("license", ["MIT OR CC-BY-NC-4.0", "(MIT AND CC-BY-NC-4.0)"])
+@pytest.mark.parametrize("license", [
+        "MIT OR CC-BY-NC-4.0", "(MIT AND CC-BY-NC-4.0)", "MIT/CC-BY-NC-4.0", "MIT, CC-BY-NC-4.0",
+        "MIT;CC-BY-NC-4.0", "MIT & CC-BY-NC-4.0", "MIT + CC-BY-NC-4.0", "MIT|CC-BY-NC-4.0",
+    ],
+)  # fmt: skip
 def test_every_part_of_a_compound_licence_counts(license: str) -> None:
     policy = policy_of(settings(licenses_refused=["CC-BY-NC-*"]))
     assert policy.against_license(license)
     assert policy.against_license("MIT AND Apache-2.0") is None
+    allowed = policy_of(settings(licenses_allowed=["MIT", "CC-BY-SA-4.0", "GPL-2.0+"]))
+    assert allowed.against_license(license) == "CC-BY-NC-4.0 is not among the allowed licences"
+    for whole in ("MIT", "MIT/CC-BY-SA-4.0", "GPL-2.0+ OR MIT", "GPL-2.0+, MIT"):
+        assert allowed.against_license(whole) is None
+
+
+def test_a_name_with_a_divider_in_it_can_be_allowed_and_refused_as_it_is_written() -> None:
+    terms = "Terms of 1 May, annex B"
+    assert policy_of(settings(licenses_allowed=[terms.lower()])).against_license(terms) is None
+    assert policy_of(settings(licenses_allowed=["Terms*"])).against_license(terms)
+    assert policy_of(settings(licenses_refused=[terms])).against_license(terms)
+    url = "https://creativecommons.org/licenses/by-nc/4.0/"
+    assert policy_of(settings(licenses_refused=["https://*/by-nc/*"])).against_license(f"MIT or {url}")
 
 
 FOUND = {
-    "email": ["write to jo.doe+x@mail.example.org now"],
+    "email": [
+        "write to jo.doe+x@mail.example.org now",
+        "_jo@example.org",
+        "Jörg.Müller@example.org",
+        "жук@пример.рф",
+        "jo@müller.example",
+        "请联系jo@example.org谢谢您的来信",
+        "（jo@example.org）",
+    ],
     "phone": ["call +44 20 7946 0958", "(555) 010-0199 or so", "555-010-0199"],
     "card": ["card 4111 1111 1111 1111, thanks", "5500005555555559"],
     "iban": ["to DE89 3704 0044 0532 0130 00 please", "GB29NWBK60161331926819"],
 }
 CLEAN = {
-    "email": ["@decorator.name", "a @ b", "x@localhost"],
+    "email": ["@decorator.name", "a @ b", "x@localhost", "é@b", "a@b.1é", "m @decorator.näme"],
     "phone": ["3.14159265358979", "2026-11-24", "12 + 345 - 6789", "10-20-30"],
     "card": ["4111 1111 1111 1112", "1234567890123456789012", "0000 0000 0000 0000"],
     "iban": ["DE89 3704 0044 0532 0130 01", "AB12 CDEF"],

@@ -87,6 +87,26 @@ def test_a_withdrawn_row_is_gone_from_the_next_build(built: Path) -> None:
         run_stage("pool", built)
 
 
+def test_a_withdrawal_that_names_no_row_is_told(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row = read_rows(built / "data" / "pool.parquet", "pool")[0]["row_id"]
+    path = built / "data" / "withdrawn.csv"
+    before = path.read_text()
+    unknown = [f"text,r1-{number:064x},asked,2026-02-01\n" for number in range(6)]
+    path.write_text(f"{before}row,{row},asked,2026-02-01\nrow,rowz:rows.jsonl:1,asked,2026-02-01\n")
+    try:
+        run_stage("pool", built)
+        shown = capfd.readouterr().err
+        assert "warning: data/withdrawn.csv: row rowz:rows.jsonl:1 names no row that was read" in shown
+        assert row not in shown
+        path.write_text(before + "".join(unknown))
+        run_stage("pool", built)
+        assert "and 1 more names no row that was read" in capfd.readouterr().err
+    finally:
+        path.write_text(before)
+        run_stage("pool", built)
+    assert "names no row" not in capfd.readouterr().err
+
+
 def test_the_record_counts_what_was_built(built: Path) -> None:
     facts = run_stage("pool", built)["facts"]
     assert facts["template"] == "chat"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,12 @@ def test_a_run_killed_after_its_last_step_trains_no_more(
     assert second_facts == facts
 
 
+def aged(checkpoint: Path) -> None:
+    """As if nothing in it had changed for a day."""
+    for path in (*checkpoint.iterdir(), checkpoint):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 86400))
+
+
 def test_an_altered_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
     for step in (2, 10):
         checkpoint = tmp_path / f"checkpoint-{step}"
@@ -145,10 +152,23 @@ def test_an_altered_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
         seal(checkpoint)
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-10"
     (tmp_path / "checkpoint-10/adapter_model.safetensors").write_bytes(b"Weights")
+    aged(tmp_path / "checkpoint-10")
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
     (tmp_path / "checkpoint-2" / SEAL).unlink()
+    aged(tmp_path / "checkpoint-2")
     assert newest_complete(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_another_run_may_be_writing_is_left_to_it(tmp_path: Path) -> None:
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}/optimizer.pt").write_bytes(b"some")
+    seal(tmp_path / "checkpoint-2")
+    aged(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4/adapter_model.safetensors").write_bytes(b"half")
+    assert newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+    assert (tmp_path / "checkpoint-4/optimizer.pt").exists()
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows(

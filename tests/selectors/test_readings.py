@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from paser.errors import PaserError
 from paser.models.tokens import Encoded
 from paser.selectors import readings
 from paser.selectors.mining import instruction_mining
@@ -86,6 +87,12 @@ def test_nuggets_anchors_are_no_candidates_without_targets(ground: Ground) -> No
     assert len(selection.positions) == 6
     assert selection.report["anchors"] == 16
     assert selection.report["filtered"] == 18
+
+
+def test_nuggets_without_a_task_says_so(ground: Ground) -> None:
+    resources = replace(ground.resources, models=replace(ground.models, targets=()))
+    with pytest.raises(PaserError, match=r"no task to measure a gain on: 0 rows are left"):
+        selector("nuggets", {}, resources, 2)(ground.pool.part(np.array([0])), 1, "rows")
 
 
 def test_quadrants_keep_what_the_bisected_thresholds_keep(ground: Ground) -> None:

@@ -81,14 +81,18 @@ def test_a_failing_download_names_package_and_remedy(index: Index, cache: Cache)
     assert list((cache.root / "wheels").iterdir()) == []
 
 
-def test_what_a_killed_download_left_is_no_wheel_and_is_cleared(index: Index, cache: Cache) -> None:
+def test_what_a_killed_download_left_is_no_wheel_and_is_cleared(
+    index: Index, cache: Cache, dead: str, alive: str
+) -> None:
+    """What another run is downloading now is left to it."""
     digest = index.add("demo_rows", FILES)
-    left = cache.root / "wheels" / f"{digest}.download-1"
-    left.mkdir(parents=True)
-    (left / "demo_rows-1.0-py3-none-any.whl").write_bytes(b"half")
+    left, other = (cache.root / "wheels" / f"{digest}.download-{end}" for end in (dead, alive))
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "demo_rows-1.0-py3-none-any.whl").write_bytes(b"half")
     entry = cached_wheel(uri(digest), cache)
     assert zipfile.is_zipfile(entry)
-    assert list(entry.parent.iterdir()) == [entry]
+    assert sorted(entry.parent.iterdir()) == [entry, other]
 
 
 class HalfIndex:

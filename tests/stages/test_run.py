@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from paser.artifacts import sha256_file
+from paser.cache import Cache
 from paser.errors import SourceError, StageError
 from paser.stages import graph
 from paser.stages.graph import Stage
@@ -126,12 +128,63 @@ def test_after_a_failure_nothing_half_written_and_the_way_back_is_said(
 
 
 def test_a_killed_run_leaves_only_a_partial_file_which_the_next_removes(
-    project: Path, install: Callable[[Body], None]
+    project: Path, install: Callable[[Body], None], dead: str, alive: str
 ) -> None:
-    (project / "data/out.txt.partial-99").write_text("half", encoding="utf-8")
+    """But not that of another run, which still writes it."""
+    (project / f"data/out.txt.partial-{dead}").write_text("half", encoding="utf-8")
+    other = project / f"data/out.txt.partial-{alive}"
+    other.write_text("half", encoding="utf-8")
     install(good)
     run_stage("copy", project)
-    assert leftovers(project) == []
+    assert leftovers(project) == [other]
+
+
+def test_an_interrupted_swap_keeps_earlier_and_new_outputs(
+    project: Path, install: Callable[[Body], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    install(good)
+    run_stage("copy", project)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def other(context: Context) -> None:
+            good(context)
+            (context.out("data/dir") / "a.txt").write_text("new", encoding="utf-8")
+            patch.setattr(os, "replace", interrupted)
+
+        install(other)
+        run_stage("copy", project)
+    assert (project / "data/dir/a.txt").read_text(encoding="utf-8") == "a"
+    assert [(p / "a.txt").read_text(encoding="utf-8") for p in leftovers(project) if p.is_dir()] == ["new"]
+
+
+def test_a_cache_that_cannot_be_pruned_fails_no_stage(
+    project: Path,
+    install: Callable[[Body], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    install(good)
+    monkeypatch.setattr(Cache, "prune", fails)
+    assert run_stage("copy", project)["stage"] == "copy"
+    assert "was not pruned to runtime.cache_gb" in capsys.readouterr().err
+
+
+def test_a_stage_leaves_in_the_cache_what_others_use(project: Path, install: Callable[[Body], None]) -> None:
+    (project / "params.yaml").write_text("seed: 3\nruntime: {cache_gb: 0}\n", encoding="utf-8")
+    cache = Cache.of(project)
+    for name in ("old", "new"):
+        cache.entry("room", name).write_bytes(b"x")
+    os.utime(cache.root / "room/old", (0, 0))
+    install(good)
+    run_stage("copy", project)
+    assert [path.name for path in (cache.root / "room").iterdir()] == ["new"]
 
 
 def test_a_full_disk_is_a_clear_error(project: Path, install: Callable[[Body], None]) -> None:
