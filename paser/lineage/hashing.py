@@ -6,6 +6,7 @@ better.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paser.artifacts import files_below
+from paser.errors import PaserError
 
 _CHUNK = 1 << 22
 
@@ -64,9 +66,12 @@ class Hasher:
         return {name: found.sha256 for name, found in self.folder(path).items()}
 
     def warm(self, paths: Iterable[Path]) -> None:
-        """Hashes files and folders in threads, the largest files first; one that cannot be read is left
-        to whoever asks for it."""
-        files = {os.path.abspath(f): f for p in paths if p.exists() for f in files_below(p)}
+        """Hashes files and folders in threads, the largest files first; what cannot be read is left to
+        whoever asks for it."""
+        files: dict[str, Path] = {}
+        for path in (path for path in paths if path.exists()):
+            with contextlib.suppress(PaserError):
+                files |= {os.path.abspath(file): file for file in files_below(path)}
         by_size = sorted(files, key=os.path.getsize, reverse=True)
 
         def hash_one(key: str) -> None:

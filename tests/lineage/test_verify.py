@@ -118,6 +118,15 @@ def test_an_entry_planted_inside_a_model_hides_nothing(project: Path, tmp_path: 
     assert any("audit/payload.py was added" in detail for detail in details)
 
 
+def test_a_link_to_a_folder_in_a_model_is_one_failed_check(project: Path, tmp_path: Path) -> None:
+    """And the rest is checked all the same."""
+    (project / MODEL / "more").symlink_to(tmp_path, target_is_directory=True)
+    (project / "data/pool.parquet").write_bytes(b"other")
+    details = [check.detail for check in failures(project)]
+    assert any("more is a link to a folder" in detail for detail in details)
+    assert any(detail.startswith("data/pool.parquet: recorded") for detail in details)
+
+
 @pytest.fixture(params=[False, True], ids=["without a README", "with its own README"])
 def exported(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An export of a model, which may have a README.md of its own, as structured models do."""
