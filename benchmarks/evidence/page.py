@@ -195,14 +195,13 @@ def confirmation() -> str:
 
 def reserve() -> str:
     """The winner of the second development, on the third pool."""
-    others = [name for name in grid.reserved() if name != grid.SECOND_WINNER]
-    pairs = [(str(grid.SECOND_WINNER), other) for other in others]
-    pairs += [(one, "random") for one in others if one != "random"]
+    winner = grid.SECOND_WINNER
+    pairs = [(winner, "random"), (winner, "paser"), ("paser", "random")]
     lines = _confirmed(grid.RESERVE, grid.RESERVE_SEEDS, pairs)
     if not any(lines.values()):
         return ""
     return (
-        f"## Second confirmation\n\n`{grid.SECOND_WINNER}`, which the second development favoured (below), on a third pool that nothing had been "
+        f"## Second confirmation\n\n`{winner}`, which the second development favoured (below), on a third pool that nothing had been "
         f"drawn from, with seeds of its own: {grid.LARGE:,} training tokens. Held-out rows and task items are the same again.\n\n"
         + _blocks(lines)
     )
@@ -240,35 +239,38 @@ def _blocks(lines: Mapping[str, Sequence[str]]) -> str:
 
 
 def second() -> str:
-    """Fidelity minus random rows in each scheme, and the mean, by which the second development goes."""
-    lines: dict[str, tuple[int, float, str]] = {}
-    seeds = grid.DEVELOPMENT_SEEDS[:3]
+    """Fidelity minus random rows in each scheme, and the lowest bound of these, by which the second
+    development goes."""
+    lines: dict[str, tuple[float, str]] = {}
+    seeds = grid.DEVELOPMENT_SEEDS[:1]
     for name in grid.SECOND[1:]:
-        # Only seeds that are done in every scheme: the mean over schemes is of the same draws.
         of = {s: [trained(grid.named(n, seeds, scheme=s)) for n in (name, "random")] for s in SCHEMES}
-        complete = [seed for seed in seeds if all(seed in side for pair in of.values() for side in pair)]
-        if not complete:
+        if not all(side for pair in of.values() for side in pair):
             continue
         found = [
-            {
-                m: judge(s).difference(m, *([side[seed] for seed in complete] for side in pair))
-                for m in METRICS
-            }
+            {m: judge(s).difference(m, *(list(side.values()) for side in pair)) for m in METRICS}
             for s, pair in of.items()
         ]
-        mean = sum(one["fidelity gap"]["value"] for one in found) / len(found)
-        columns = [signed(one["fidelity gap"]) for one in found] + [f"{mean:+.3f}"]
+        fidelity = [one["fidelity gap"] for one in found]
+        least = min(one["low"] for one in fidelity)
+        mean = sum(one["value"] for one in fidelity) / len(fidelity)
+        columns = [*map(signed, fidelity), f"{least:+.3f}", f"{mean:+.3f}"]
         columns += [f"{one['gap closed']['value']:+.2f}" for one in found]
-        lines[name] = len(complete), mean, f"| `{name}` | {len(complete)} | " + " | ".join(columns) + " |"
+        lines[name] = least, f"| `{name}` | " + " | ".join(columns) + " |"
     if not lines:
         return ""
     schemes = list(SCHEMES.values())
-    head = "| minus `random` | seeds | " + " | ".join(f"{s}, fidelity gap" for s in schemes) + " | mean | "
+    head = (
+        "| minus `random` | "
+        + " | ".join(f"{s}, fidelity gap" for s in schemes)
+        + " | lowest bound | mean | "
+    )
     head += " | ".join(f"{s}, gap closed" for s in schemes) + " |"
     return "\n".join(
         ["## A second development: every scheme", "",
-         "Development pool, 18,000 tokens. The best three of seed 1 get two seeds more; of those, the one with the best mean goes on.", "",
-         head, "|---" + "|--:" * (2 * len(schemes) + 2) + "|", *[line for _, _, line in sorted(lines.values(), reverse=True)]]
+         "Development pool, 18,000 tokens, seed 1. What has the highest of the lowest bounds goes on, because the rule for the default asks for "
+         "every scheme; the mean over schemes ranks otherwise.", "",
+         head, "|---" + "|--:" * (2 * len(schemes) + 2) + "|", *[line for _, line in sorted(lines.values(), reverse=True)]]
     )  # fmt: skip
 
 
@@ -582,7 +584,7 @@ def chosen_rows() -> str:
         if pool == grid.DEVELOPMENT:
             named = [*rivals(), *ablations(), *candidates()]
         else:
-            names = {grid.CONFIRMATION: grid.CONFIRMED + grid.SCEPTICS, grid.RESERVE: grid.reserved()}[pool]
+            names = {grid.CONFIRMATION: grid.CONFIRMED + grid.SCEPTICS, grid.RESERVE: grid.RESERVED}[pool]
             named = [(n, grid.confirmed(n, seeds, WANDA, pool=pool)) for n in names]
         if not named:
             continue
