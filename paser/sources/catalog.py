@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from paser.errors import SourceError
+from paser.settings import read_yaml
 from paser.sources.uri import FileUri, parse_uri
 
 MODEL_ROLES = ("original", "encoder")
@@ -71,7 +72,7 @@ class Source:
 def load_sources(path: Path) -> list[Source]:
     """Reads and validates a source list; raises `SourceError` naming entry, key, value and remedy."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceError(
             f"{path} does not exist", remedy="run in a PASER project, or copy its data/sources.yaml"

@@ -85,6 +85,9 @@ def test_a_list_that_is_missing_or_no_yaml_is_said(tmp_path: Path) -> None:
     (tmp_path / "sources.yaml").write_text("sources: [")
     with pytest.raises(SourceError, match="is not YAML"):
         load_sources(tmp_path / "sources.yaml")
+    (tmp_path / "sources.yaml").write_text("sources:\n  - name: big\n    uri: file:a\n    uri: file:b\n")
+    with pytest.raises(SourceError, match=r"the key 'uri' stands twice[\s\S]*line 4"):
+        load_sources(tmp_path / "sources.yaml")
     (tmp_path / "sources.yaml").write_text("- a")
     with pytest.raises(SourceError, match="no list of sources"):
         load_sources(tmp_path / "sources.yaml")
