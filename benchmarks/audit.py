@@ -39,7 +39,7 @@ from paser.artifacts import (
 )
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.lineage.entry import ROLES
+from paser.lineage.entry import ROLES, Entry
 from paser.progress import progress, say
 from paser.records import schema
 
@@ -255,8 +255,11 @@ def _counts(pooled: Any, number: int) -> dict[str, int]:
 
 
 def as_sync_writes(folder: str) -> None:
-    """Takes in an entry with the second model's roles, and compares what stands in the index, row by row."""
-    from paser.lineage.catalogue import Catalogue
+    """Writes an entry with the second model's roles, and compares what stands in the index, row by row.
+
+    The catalogue itself would not take it in: its other files do not say the same.
+    """
+    from paser.lineage.catalogue import Catalogue, _connect, _insert
 
     audit = Path(folder) / "data/audit"
     written = Path(folder) / ".paser/catalogue/catalogue.sqlite"
@@ -271,8 +274,8 @@ def as_sync_writes(folder: str) -> None:
                 )
             )
         _other_roles(altered, samples)
-        kept.add(altered)
-        with contextlib.closing(sqlite3.connect(kept.index)) as connection:
+        with contextlib.closing(_connect(kept.index)) as connection:
+            _insert(connection, Entry(altered), sha256_file(altered / "entry.json"), None, None)
             connection.execute("ATTACH ? AS written", (str(written),))
             for table, columns in (
                 ("member", "sample, role, cluster, reason, twin"),
