@@ -55,14 +55,13 @@ def _changed(content: Any, path: Sequence[str], value: Any, kind: Any) -> Any:
 def workspace_of(project: Path, changes: Mapping[str, Any]) -> Path:
     """Where the workspace of `project` for these overrides lies; named by them. They are checked, and nothing
     is written."""
-    override((project / "params.yaml").read_text(encoding="utf-8"), changes)
-    return project / ".paser" / "workspaces" / fingerprint(dict(changes))[:12]
+    _settings(project, changes)
+    return _folder(project, changes)
 
 
 def open_workspace(project: Path, changes: Mapping[str, Any]) -> Path:
     """Makes the workspace for these overrides, or brings it up to date; for the flow that holds its lock."""
-    folder = workspace_of(project, changes)
-    settings = override((project / "params.yaml").read_text(encoding="utf-8"), changes)
+    folder, settings = _folder(project, changes), _settings(project, changes)
     folder.mkdir(parents=True, exist_ok=True)
     _copy_sources(project, folder)
     (folder / "params.yaml").write_text(settings, encoding="utf-8")
@@ -70,6 +69,14 @@ def open_workspace(project: Path, changes: Mapping[str, Any]) -> Path:
         shutil.copyfile(project / "dvc.lock", folder / "dvc.lock")
     share_cache(project, folder)
     return folder
+
+
+def _folder(project: Path, changes: Mapping[str, Any]) -> Path:
+    return project / ".paser" / "workspaces" / fingerprint(dict(changes))[:12]
+
+
+def _settings(project: Path, changes: Mapping[str, Any]) -> str:
+    return override((project / "params.yaml").read_text(encoding="utf-8"), changes)
 
 
 def share_cache(project: Path, folder: Path) -> None:

@@ -586,8 +586,6 @@ def chosen_rows() -> str:
         else:
             names = {grid.CONFIRMATION: grid.CONFIRMED + grid.SCEPTICS, grid.RESERVE: grid.RESERVED}[pool]
             named = [(n, grid.confirmed(n, seeds, WANDA, pool=pool)) for n in names]
-        if not named:
-            continue
         response = worlds.response_tokens(pool)
         source = {row["row_id"]: row["source"] for row in world().pools[pool]}
         lines = [_contents("the pool", [list(response)], response, source, "")]

@@ -5,21 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from paser.artifacts import read_columns
 from paser.errors import PaserError
 from paser.lineage.catalogue import Catalogue
-from paser.lineage.entry import ORIGIN, REGISTER, Row
+from paser.lineage.entry import ORIGIN, REGISTER
 from paser.lineage.find import hits
 from paser.lineage.impact import Withdrawal, untouched
 from paser.lineage.query import read_text
-from paser.pool.clean import COLUMNS, checked, read_withdrawals
+from paser.pool.clean import COLUMNS, ROW_ID, checked, read_withdrawals, withdrawn_by
 from paser.records import ROW_ID_VERSION
 
 FILE = "data/withdrawn.csv"
-_ROW_ID = re.compile(rf"{ROW_ID_VERSION}-[0-9a-f]{{64}}")
 
 
 def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
@@ -38,7 +37,7 @@ def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
         if not value.lower().startswith(f"{ROW_ID_VERSION}-") and ":" in value:
             return [Withdrawal(kind, value)]
         return [Withdrawal(kind, _whole_id(catalogue, value))]
-    if _ROW_ID.fullmatch(value.lower()):
+    if ROW_ID.fullmatch(value):
         return [Withdrawal("text", value.lower())]
     text = read_text(value)
     if text.row_id is not None:
@@ -58,7 +57,7 @@ def resolve(catalogue: Catalogue, kind: str, value: str) -> list[Withdrawal]:
 
 
 def _whole_id(catalogue: Catalogue, value: str) -> str:
-    if _ROW_ID.fullmatch(value.lower()):
+    if ROW_ID.fullmatch(value):
         return value.lower()
     with catalogue.reading() as connection:
         found = hits(connection, value, "row")
@@ -113,22 +112,14 @@ def unmatched(project: Path, catalogue: Catalogue, withdrawals: Sequence[Withdra
             table = read_columns(project / path, ("row_id", *ORIGIN), ("occurrences",))
             for batch in table.to_batches():
                 for row in batch.to_pylist():
-                    met |= asked.intersection(_names_of(row))
+                    for at in (row, *(row.get("occurrences") or ())):
+                        names = withdrawn_by(row["row_id"], at["source"], at["source_row"], at["license"])
+                        met |= asked.intersection(names)
     return [item for item in rest if (item.kind, item.value) not in met]
-
-
-def _names_of(row: Row) -> Iterator[tuple[str, str]]:
-    """Every kind and value by which a withdrawal may mean this row."""
-    yield "row", row["row_id"]
-    yield "text", row["row_id"]
-    for place in (row, *(row.get("occurrences") or ())):
-        yield "row", f"{place['source']}:{place['source_row']}"
-        yield "source", place["source"]
-        yield "license", place["license"]
 
 
 def _names(item: Withdrawal) -> list[tuple[str, str]]:
     """The lines that already say the same."""
-    if not _ROW_ID.fullmatch(item.value):
+    if not ROW_ID.fullmatch(item.value):
         return [(item.kind, item.value)]
     return [("row", item.value), ("text", item.value)]

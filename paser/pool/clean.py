@@ -16,9 +16,10 @@ from paser.records import ROW_ID_VERSION, Sample, normalise
 COLUMNS = ["kind", "value", "reason", "date"]
 NO_POLICY = Policy()
 KINDS = ("row", "source", "license", "text")
-# What a row id, the digits of a text's, and the place of a row look like; hexadecimal digits in any case.
-_ROW_ID, _DIGITS = re.compile(rf"(?i){ROW_ID_VERSION}-[0-9a-f]{{64}}"), re.compile(r"(?i)[0-9a-f]{64}")
-_PLACE = re.compile(rf"(?i)(?!{_ROW_ID.pattern[4:]})[^:]+:.+")
+# What the digits of a row id, the id, and the place of a row look like; hexadecimal digits in any case.
+_DIGITS = "[0-9a-fA-F]{64}"
+ROW_ID = re.compile(f"(?i:{ROW_ID_VERSION})-{_DIGITS}")
+_PLACE = re.compile(f"(?!{ROW_ID.pattern})[^:]+:.+")
 
 
 @dataclass(frozen=True)
@@ -59,24 +60,29 @@ class Withdrawals:
 
     def reason(self, sample: Sample) -> str | None:
         """Why a row is withdrawn, or None. The sample must be normalised."""
-        found = next((key for key in _keys(sample, sample.row_id) if key in self.reasons), None)
+        keys = withdrawn_by(sample.row_id, sample.source, sample.source_row, sample.license)
+        found = next((key for key in keys if key in self.reasons), None)
         return f"{found[0]} {found[1]}: {self.reasons[found]}" if found else None
 
     def unmet(self, quarantine: Iterable[Quarantined]) -> list[str]:
         """What names none of the rows that were withdrawn, as kind and value, in the order of the file."""
         withdrawn = [row for row in quarantine if row.reason == "withdrawn"]
-        met = {key for row in withdrawn for key in _keys(row.sample, row.row_id)}
+        met = {
+            key
+            for row in withdrawn
+            for key in withdrawn_by(row.row_id, row.sample.source, row.sample.source_row, row.sample.license)
+        }
         return [f"{kind} {value}" for kind, value in self.reasons if (kind, value) not in met]
 
 
-def _keys(sample: Sample, identity: str) -> tuple[tuple[str, str], ...]:
-    """The kinds and values by which a row is withdrawn."""
+def withdrawn_by(row_id: str, source: str, place: str, license: str) -> tuple[tuple[str, str], ...]:
+    """The kinds and values of withdrawals that mean a row which was read at this place."""
     return (
-        ("row", identity),
-        ("row", f"{sample.source}:{sample.source_row}"),
-        ("text", identity),
-        ("source", sample.source),
-        ("license", sample.license),
+        ("row", row_id),
+        ("row", f"{source}:{place}"),
+        ("text", row_id),
+        ("source", source),
+        ("license", license),
     )
 
 
@@ -116,9 +122,9 @@ def checked(kind: str, value: str, where: str) -> str:
 
     Raises `SourceError` that begins with `where` for what no row or text can have.
     """
-    if kind in ("row", "text") and _ROW_ID.fullmatch(value):
+    if kind in ("row", "text") and ROW_ID.fullmatch(value):
         return value.lower()
-    if kind == "text" and _DIGITS.fullmatch(value):
+    if kind == "text" and re.fullmatch(_DIGITS, value):
         return f"{ROW_ID_VERSION}-{value.lower()}"
     if kind == "row" and not _PLACE.fullmatch(value):
         raise SourceError(

@@ -134,22 +134,20 @@ def test_deep_finds_a_row_that_was_let_in_although_another_ranks_higher(copy: Pa
     assert "decisions.parquet, row" in found["decisions follow from scores, clusters and settings"]
 
 
-def test_deep_finds_another_budget(copy: Path) -> None:
-    path = copy / "data/audit/budget.json"
-    budget = read_json(path)
-    budget["spent"] += 1
-    write_json(path, budget)
-    found = {check.name: check.detail for check in failures(copy, deep=True)}
-    assert "budget.json: spent is" in found["budget follows from scores and settings"]
-
-
-def test_deep_finds_an_overlap_with_the_evaluation_that_was_made_up(copy: Path) -> None:
-    path = copy / "data/contamination.json"
+@pytest.mark.parametrize(
+    ("file", "key", "name"),
+    [
+        ("data/audit/budget.json", "spent", "budget follows from scores and settings"),
+        ("data/contamination.json", "overlapping", "contamination follows from pool and evaluation"),
+    ],
+)
+def test_deep_finds_a_number_that_was_made_up(copy: Path, file: str, key: str, name: str) -> None:
+    path = copy / file
     content = read_json(path)
-    content["overlapping"] += 1
+    content[key] += 1
     write_json(path, content)
     found = {check.name: check.detail for check in failures(copy, deep=True)}
-    assert "contamination.json: overlapping is" in found["contamination follows from pool and evaluation"]
+    assert f"{path.name}: {key} is" in found[name]
 
 
 def test_a_model_trained_again_has_the_same_bytes(done: Path, tmp_path: Path) -> None:
