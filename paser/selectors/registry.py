@@ -175,7 +175,13 @@ def selectors() -> dict[str, Entry]:
         ranked,
         readings,
     )
-    from paser.selectors.damage import PaserSelector, PaserSettings, PerTokenSettings, RecoverableSettings
+    from paser.selectors.damage import (
+        PaserSelector,
+        PaserSettings,
+        PerTokenSettings,
+        RecoverableSettings,
+        RecoverableUniformSettings,
+    )
     from paser.selectors.random import RandomSelector
 
     paser = frozenset({CLUSTERS, SCORES})
@@ -248,6 +254,9 @@ def selectors() -> dict[str, Entry]:
         ),
         "recoverable": Entry(
             RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
+        ),
+        "recoverable-uniform": Entry(
+            RecoverableUniformSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),
         "ifd": Entry(
             NoOptions,
