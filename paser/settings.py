@@ -288,12 +288,9 @@ class SelectSettings(Group):
         "recoverable": {
             "divergence": "recoverability", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
         },
-        "recoverable-uniform": {
-            "divergence": "recoverability", "policy": "uniform", "order": "per_token", "strictness": 0.0,
-        },
     }  # fmt: skip
 
-    selector: Literal["paser", "per-token", "recoverable", "recoverable-uniform"] = "paser"
+    selector: Literal["paser", "per-token", "recoverable"] = "paser"
     budget: str = "10%"
     divergence: Divergence = "jsd"
     policy: Policy = "damage"

@@ -25,16 +25,8 @@ def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
     assert {name for name, count in secondary.items() if count == 3} == {*grid.THREE_SEEDS, *grid.ABLATIONS}
     assert {name for name, count in secondary.items() if count == 1} == {"full", "random, more tokens"}
     everything = list(grid.cells(grid.PARTS))
-    named_later = {"recoverable-uniform"}  # of a candidate that already had its cells
-    assert {cell.selector for cell in everything} == set(selectors()) - named_later
+    assert {cell.selector for cell in everything} == set(selectors())
     assert all(a != b for i, a in enumerate(everything) for b in everything[:i])
-
-
-def test_the_winner_of_the_second_development_has_a_name_in_the_product() -> None:
-    (chosen,) = grid.candidate(grid.SECOND_WINNER, [1])
-    rule = selectors()["recoverable-uniform"].options().model_dump()
-    assert not chosen.cluster
-    assert cells.rule(chosen) | {"selector": "recoverable-uniform"} == rule
 
 
 def test_a_setting_that_came_later_enters_a_key_only_where_it_is_on() -> None:

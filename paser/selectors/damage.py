@@ -37,12 +37,6 @@ class RecoverableSettings(SelectSettings):
     selector: Literal["recoverable"] = "recoverable"
 
 
-class RecoverableUniformSettings(SelectSettings):
-    """`recoverable` with the same share for every cluster."""
-
-    selector: Literal["recoverable-uniform"] = "recoverable-uniform"
-
-
 @dataclass(frozen=True)
 class Measured:
     """`ies`: what the usable rows are ranked by. `damage`, `weights`: damage and share of the K clusters."""

@@ -175,13 +175,7 @@ def selectors() -> dict[str, Entry]:
         ranked,
         readings,
     )
-    from paser.selectors.damage import (
-        PaserSelector,
-        PaserSettings,
-        PerTokenSettings,
-        RecoverableSettings,
-        RecoverableUniformSettings,
-    )
+    from paser.selectors.damage import PaserSelector, PaserSettings, PerTokenSettings, RecoverableSettings
     from paser.selectors.random import RandomSelector
 
     paser = frozenset({CLUSTERS, SCORES})
@@ -254,9 +248,6 @@ def selectors() -> dict[str, Entry]:
         ),
         "recoverable": Entry(
             RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
-        ),
-        "recoverable-uniform": Entry(
-            RecoverableUniformSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
         ),
         "ifd": Entry(
             NoOptions,

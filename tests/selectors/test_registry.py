@@ -22,7 +22,7 @@ from tests.selectors.scored import changed, part, pool
 CHEAP = [
     "random", "longest", "k-centre", "prototypes", "top-damage", "total-damage", "damage-per-token", "paser",
     "paser-no-clusters", "paser-uniform", "paser-random-inside", "paser-no-conflicts", "coverage",
-    "per-token", "per-token-no-damage", "recoverable", "recoverable-uniform",
+    "per-token", "per-token-no-damage",
 ]  # fmt: skip
 
 
@@ -181,24 +181,6 @@ def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() 
         assert taken.min() > left.max()
     assert found.report["conflicts"] == 0
     assert (found.report["selector"], found.report["order"]) == ("recoverable", "per_token")
-
-
-def test_recoverable_uniform_takes_as_much_of_each_cluster_whatever_its_size_and_damage() -> None:
-    whole = pool(90)
-    rows = part(whole, np.flatnonzero((whole.clusters != 1) | (np.arange(90) < 45)))
-    assert len(set(np.bincount(rows.clusters).tolist())) > 1
-    won = np.random.default_rng(5).uniform(0.1, 0.6, len(rows)) * (1 + rows.clusters)
-    rows = replace(rows, divergences={**rows.divergences, "recoverability": won})
-    found = run("recoverable-uniform", rows, 21, "rows")
-    rate = won * rows.response_tokens / rows.tokens
-    for k in range(3):
-        inside = rows.clusters == k
-        taken, left = rate[inside & found.accepted], rate[inside & ~found.accepted]
-        assert len(taken) == 7
-        assert taken.min() > left.max()
-    assert found.report["policy"] == "uniform"
-    other = run("recoverable", rows, 21, "rows")
-    assert other.positions.tolist() != found.positions.tolist()
 
 
 def test_a_selector_goes_by_its_own_divergence_or_says_what_is_missing() -> None:
