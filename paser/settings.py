@@ -272,7 +272,9 @@ def _written_out(budget: Any) -> str:
 
 
 Divergence = Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"]
-Policy = Literal["damage", "damage_size", "damage_power", "delta_loss", "uniform", "proportional"]
+Policy = Literal[
+    "damage", "damage_size", "damage_power", "damage_rate", "delta_loss", "uniform", "proportional"
+]  # fmt: skip
 Order = Literal["efficiency", "mean", "total", "per_token"]
 AUTO = "auto"
 

@@ -15,43 +15,52 @@ from paser.errors import SettingsError
 if TYPE_CHECKING:
     import numpy as np
 
-# (CDS >= 0, rows, mean loss increase, gamma), each of shape (K,) but gamma -> weights of shape (K,)
-Policy = Callable[["np.ndarray", "np.ndarray", "np.ndarray", float], "np.ndarray"]
+# (CDS >= 0, rows, mean loss increase, damage a training token >= 0, gamma), each of shape (K,) but gamma
+# -> weights of shape (K,)
+Policy = Callable[["np.ndarray", "np.ndarray", "np.ndarray", "np.ndarray", float], "np.ndarray"]
 
 POLICIES: dict[str, Policy] = {
-    "damage": lambda cds, size, loss, gamma: cds,
-    "damage_size": lambda cds, size, loss, gamma: cds * size,
-    "damage_power": lambda cds, size, loss, gamma: _power(cds, size, gamma),
-    "delta_loss": lambda cds, size, loss, gamma: loss.clip(min=0.0),
-    "uniform": lambda cds, size, loss, gamma: (size > 0).astype(float),
-    "proportional": lambda cds, size, loss, gamma: size.astype(float),
+    "damage": lambda cds, size, loss, rate, gamma: cds,
+    "damage_size": lambda cds, size, loss, rate, gamma: cds * size,
+    "damage_power": lambda cds, size, loss, rate, gamma: _power(cds, size, gamma),
+    "damage_rate": lambda cds, size, loss, rate, gamma: _power(rate, size, gamma),
+    "delta_loss": lambda cds, size, loss, rate, gamma: loss.clip(min=0.0),
+    "uniform": lambda cds, size, loss, rate, gamma: (size > 0).astype(float),
+    "proportional": lambda cds, size, loss, rate, gamma: size.astype(float),
 }
 
 
 def policy_weights(
-    policy: str, cds: np.ndarray, sizes: np.ndarray, loss_increase: np.ndarray, gamma: float
+    policy: str,
+    cds: np.ndarray,
+    sizes: np.ndarray,
+    loss_increase: np.ndarray,
+    rates: np.ndarray,
+    gamma: float,
 ) -> np.ndarray:
     """Non-negative weights of shape (K,) that sum to 1; uniform where a policy gives nothing at all.
 
-    `cds` may be negative when the divergence is a loss increase; a cluster that lost nothing by it counts
-    as 0. Clusters without rows get 0.
+    `rates`: damage of all response tokens over all training tokens of a cluster. It and `cds` may be negative
+    when the divergence is a loss increase; a cluster that lost nothing by it counts as 0. Clusters without
+    rows get 0.
     """
     import numpy as np
 
     if policy not in POLICIES:
         raise SettingsError(f"unknown policy {policy!r}", remedy=f"one of {', '.join(POLICIES)}")
-    weights = np.where(sizes > 0, POLICIES[policy](cds.clip(min=0.0), sizes, loss_increase, gamma), 0.0)
+    damaged, rates = cds.clip(min=0.0), rates.clip(min=0.0)
+    weights = np.where(sizes > 0, POLICIES[policy](damaged, sizes, loss_increase, rates, gamma), 0.0)
     if not weights.sum() > 0:
         weights = (sizes > 0).astype(float)
     total = weights.sum()
     return weights / total if total > 0 else weights
 
 
-def _power(cds: np.ndarray, sizes: np.ndarray, gamma: float) -> np.ndarray:
-    """CDS^gamma, of the clusters with rows; in units of the largest where floats do not hold the powers."""
+def _power(damage: np.ndarray, sizes: np.ndarray, gamma: float) -> np.ndarray:
+    """damage^gamma of clusters with rows; in units of the largest where floats do not hold the powers."""
     import numpy as np
 
-    inside = np.where(sizes > 0, cds, 0.0)
+    inside = np.where(sizes > 0, damage, 0.0)
     with np.errstate(over="ignore", under="ignore"):
         powers: np.ndarray = inside**gamma
         largest = inside.max(initial=0.0)

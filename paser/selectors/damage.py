@@ -98,10 +98,15 @@ def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
     means = cluster_means(damage, clusters, count)
     increase = cluster_means(pool.divergences[DELTA_LOSS][usable], clusters, count)
     sizes = np.bincount(clusters, minlength=count)
+    totals, tokens = (
+        cluster_means(values[usable], clusters, count)
+        for values in (damage_as(pool, "total"), pool.tokens.astype(float))
+    )
+    rates = totals / np.maximum(tokens, 1.0)
     return Measured(
         ies=_order(pool, settings)[usable],
         damage=means,
-        weights=policy_weights(settings.policy, means, sizes, increase, settings.gamma),
+        weights=policy_weights(settings.policy, means, sizes, increase, rates, settings.gamma),
     )
 
 

@@ -122,6 +122,7 @@ def test_negative_numbers_are_refused() -> None:
         ("damage", [0.2, 0.3, 0.5]),
         ("damage_size", [0.02 / 0.16, 0.09 / 0.16, 0.05 / 0.16]),
         ("damage_power", [0.04 / 0.38, 0.09 / 0.38, 0.25 / 0.38]),
+        ("damage_rate", [0.64, 0.36, 0.0]),
         ("delta_loss", [0.0, 0.25, 0.75]),
         ("uniform", [1 / 3, 1 / 3, 1 / 3]),
         ("proportional", [0.2, 0.6, 0.2]),
@@ -129,37 +130,42 @@ def test_negative_numbers_are_refused() -> None:
 )
 def test_policies_by_hand(policy: str, expected: list[float]) -> None:
     cds, sizes, loss = np.array([0.2, 0.3, 0.5]), np.array([10, 30, 10]), np.array([-0.3, 0.5, 1.5])
-    np.testing.assert_allclose(policy_weights(policy, cds, sizes, loss, 2.0), expected)
+    rates = np.array([0.04, 0.03, -0.01])
+    np.testing.assert_allclose(policy_weights(policy, cds, sizes, loss, rates, 2.0), expected)
 
 
 def test_a_cluster_that_lost_nothing_counts_as_undamaged() -> None:
     cds, sizes = np.array([-0.4, 0.1, 0.3]), np.array([10, 10, 10])
     for policy in ("damage", "damage_size"):
-        np.testing.assert_allclose(policy_weights(policy, cds, sizes, cds, 2.0), [0, 0.25, 0.75])
-    np.testing.assert_allclose(policy_weights("damage_power", cds, sizes, cds, 0.5)[0], 0)
+        np.testing.assert_allclose(policy_weights(policy, cds, sizes, cds, cds, 2.0), [0, 0.25, 0.75])
+    np.testing.assert_allclose(policy_weights("damage_power", cds, sizes, cds, cds, 0.5)[0], 0)
 
 
 damages = st.floats(-2, 2)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@given(st.lists(st.tuples(damages, st.integers(0, 99), damages), min_size=1, max_size=8), st.floats(0, 9))
+@given(
+    st.lists(st.tuples(damages, st.integers(0, 99), damages, damages), min_size=1, max_size=8),
+    st.floats(0, 9),
+)
 def test_every_policy_gives_shares(
-    policy: str, clusters: list[tuple[float, int, float]], gamma: float
+    policy: str, clusters: list[tuple[float, int, float, float]], gamma: float
 ) -> None:
-    cds, sizes, loss = (np.array(column, dtype=float) for column in zip(*clusters, strict=True))
-    weights = policy_weights(policy, cds, sizes, loss, gamma)
+    cds, sizes, loss, rates = (np.array(column, dtype=float) for column in zip(*clusters, strict=True))
+    weights = policy_weights(policy, cds, sizes, loss, rates, gamma)
     assert (weights >= 0).all()
     assert (weights[sizes == 0] == 0).all()
     assert weights.sum() == pytest.approx(1 if sizes.any() else 0)
-    unequal = (cds[:, None] > cds) & (sizes[:, None] == sizes) & (loss[:, None] == loss)
+    same = (sizes[:, None] == sizes) & (loss[:, None] == loss) & (rates[:, None] == rates)
+    unequal = (cds[:, None] > cds) & same
     assert (weights[:, None] - weights >= -1e-12)[unequal].all()
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_empty_clusters_get_nothing_and_no_damage_means_uniform(policy: str) -> None:
     zero = np.zeros(3)
-    weights = policy_weights(policy, zero, np.array([4, 0, 4]), zero, 2.0)
+    weights = policy_weights(policy, zero, np.array([4, 0, 4]), zero, zero, 2.0)
     assert weights[1] == 0
     np.testing.assert_allclose(weights.sum(), 1)
 
@@ -168,7 +174,7 @@ def test_empty_clusters_get_nothing_and_no_damage_means_uniform(policy: str) -> 
 @pytest.mark.parametrize("gamma", [1.0, 2.0, 50.0, 100.0])
 def test_powers_that_floats_do_not_hold_are_no_uniform_division(scale: float, gamma: float) -> None:
     cds, sizes = np.array([1e-5, 2e-5, 1.9e-5, np.nan]) * scale, np.array([5, 5, 5, 0])
-    weights = policy_weights("damage_power", cds, sizes, cds, gamma)
+    weights = policy_weights("damage_power", cds, sizes, cds, cds, gamma)
     ratios = np.array([0.5, 1.0, 0.95, 0.0]) ** gamma
     np.testing.assert_allclose(weights, ratios / ratios.sum(), rtol=1e-12)
 
@@ -176,13 +182,13 @@ def test_powers_that_floats_do_not_hold_are_no_uniform_division(scale: float, ga
 def test_powers_that_floats_hold_are_not_touched() -> None:
     cds, sizes = np.array([0.0123, 0.3, 0.047]), np.array([3, 4, 5])
     for gamma in (0.5, 1.0, 2.0, 3.7):
-        weights = policy_weights("damage_power", cds, sizes, cds, gamma)
+        weights = policy_weights("damage_power", cds, sizes, cds, cds, gamma)
         assert weights.tolist() == (cds**gamma / (cds**gamma).sum()).tolist()
 
 
 def test_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="damage_size"):
-        policy_weights("damge", np.ones(1), np.ones(1), np.ones(1), 1.0)
+        policy_weights("damge", np.ones(1), np.ones(1), np.ones(1), np.ones(1), 1.0)
 
 
 def test_distance_from_uniform() -> None:

@@ -67,7 +67,7 @@ def test_the_worked_example_of_the_docs() -> None:
     x, y = (np.array([row[3][side] for row in rows]) for side in (0, 1))
     cds = cluster_means(jsd, clusters, 2)
     np.testing.assert_allclose(cds, [0.30, 0.10])
-    weights = policy_weights("damage", cds, np.array([4, 3]), cds, 1.0)
+    weights = policy_weights("damage", cds, np.array([4, 3]), cds, cds, 1.0)
     np.testing.assert_allclose(weights, [0.75, 0.25])
     ies = efficiency(jsd, x, y)
     assert ies.round(4).tolist() == [0.0601, 0.0434, 0.0409, 0.0200, 0.0204, 0.0134, 0.0065]
