@@ -9,11 +9,12 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, POOLS, SCHEMES
 from paser.errors import PaserError
 
-DEVELOPMENT, CONFIRMATION, RESERVE = POOLS
+DEVELOPMENT, CONFIRMATION, RESERVE, FRESH = POOLS
 SMALL, LARGE = 6_000, 18_000
 WANDA = "wanda-50"
 DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
 RESERVE_SEEDS = (21, 22, 23, 24, 25)
+FRESH_SEEDS = (31, 32, 33, 34, 35)
 # The policy of our own that the development favoured (docs/decisions/evidence-plan.md).
 WINNER = "per-token"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}

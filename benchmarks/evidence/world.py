@@ -37,11 +37,11 @@ from paser.standalone import pool_rules
 if TYPE_CHECKING:
     import numpy as np
 
-# The first two share rows of both sources by turns; the last has what is left of the benchmark pool, for what
-# is developed after the confirmation pool has been looked at.
-POOLS = ("development", "confirmation", "reserve")
+# The first two share rows of both sources by turns. The others have further rows of the benchmark pool, for
+# what is developed after the confirmation pool, and then the reserve, has been looked at.
+POOLS = ("development", "confirmation", "reserve", "fresh")
 TURNS = 2
-ROWS_PER_LABEL, HELD_OUT, TARGETS, SPARE = 100, 160, 30, 10
+ROWS_PER_LABEL, MOST_PER_LABEL, HELD_OUT, TARGETS, SPARE = 100, 400, 160, 30, 10
 LOW_QUALITY, DUPLICATES, DRAWN = 0.08, 0.04, 0.8
 # Politeness before a prompt, by turns: the sentence of a duplicate.
 POLITE = (
@@ -120,20 +120,23 @@ def world() -> World:
     candidates = [s for s in rows if s.row_id not in calibration]
     default = [replace(row_to_sample(row), label=_label(row["label"])) for row in default_rows()]
     by_label: dict[str, list[Sample]] = {}
+    later: dict[str, list[Sample]] = {}
     seen: set[str] = set()
     for place, source in ((0, default), (1, candidates)):
         for sample in sorted(source, key=lambda s: draw_key("evidence-pools", 1, s.row_id)):
             key = f"{place}:{sample.label}"
-            if sample.row_id in seen or len(by_label.get(key, ())) >= 4 * ROWS_PER_LABEL:
-                continue
-            if count(sample) <= MAX_TOKENS:
+            taken, most = by_label.setdefault(key, []), MOST_PER_LABEL
+            if len(taken) == most:
+                taken, most = later.setdefault(key, []), ROWS_PER_LABEL
+            if sample.row_id not in seen and len(taken) < most and count(sample) <= MAX_TOKENS:
                 seen.add(sample.row_id)
-                by_label.setdefault(key, []).append(sample)
+                taken.append(sample)
     reserve = _reserve(by_label)
     clean = {row["row_id"] for row in _table(reserve)}
     usable = [s for s in reserve if s.row_id in clean]
     held_out, targets = usable[:HELD_OUT], usable[HELD_OUT : HELD_OUT + TARGETS]
     members = _members({s.row_id for s in reserve}, by_label)
+    members[POOLS[3]] = [sample for key in sorted(later) for sample in later[key]]
     probes = [Probe("held-out rows", s.row_id, (s.prompt,)) for s in (*held_out, *targets)]
     probes += [probe for name, items in task_items().items() for probe in items.probes(name)]
     pools, removed, injected = {}, {}, {}
@@ -168,15 +171,15 @@ def _reserve(by_label: Mapping[str, list[Sample]]) -> list[Sample]:
 
 
 def _members(reserved: set[str], by_label: Mapping[str, list[Sample]]) -> dict[str, list[Sample]]:
-    """The real rows of each pool: by turns from the default pool, `ROWS_PER_LABEL` a label of the other; of
-    that, as many more go to the last pool."""
+    """The real rows of the first three pools: by turns from the default pool, `ROWS_PER_LABEL` a label of the
+    other; of that, as many more go to the third."""
     members: dict[str, list[Sample]] = {name: [] for name in POOLS}
     for key in sorted(by_label):
         free = [s for s in by_label[key] if s.row_id not in reserved]
         most = len(free) if key.startswith("0:") else TURNS * ROWS_PER_LABEL
         for number, sample in enumerate(free[:most]):
             members[POOLS[number % TURNS]].append(sample)
-        members[POOLS[-1]].extend(free[most : most + ROWS_PER_LABEL])
+        members[POOLS[2]].extend(free[most : most + ROWS_PER_LABEL])
     return members
 
 
