@@ -76,6 +76,7 @@ SECOND = (
 SECOND_WINNER = "recoverable, uniform budget"
 # The third: budgets between even shares and shares by damage, and the reserve, which has been looked at by
 # then, as a second pool of another make-up.
+HARD = "wanda-2:4"
 THIRD = (
     "recoverable, by rate", "recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4",
     "per-token, by rate",
@@ -231,13 +232,13 @@ def third() -> list[Cell]:
     """Budgets by what a training token recovers: on Wanda 2:4, where others were level with `random`, on two
     pools, then in the other schemes."""
     first, elsewhere = DEVELOPMENT_SEEDS[:1], RESERVE_SEEDS[:2]
-    hard, *others = sorted(SCHEMES, key=lambda scheme: scheme != "wanda-2:4")
-    cells = [cell for name in THIRD for cell in named(name, first, scheme=hard)]
+    others = [scheme for scheme in SCHEMES if scheme != HARD]
+    cells = [cell for name in THIRD for cell in named(name, first, scheme=HARD)]
     cells += [
         cell
         for seed in elsewhere
         for name in ("random", SECOND_WINNER, *THIRD, *THIRD_BESIDE)
-        for cell in confirmed(name, [seed], hard, pool=RESERVE)
+        for cell in confirmed(name, [seed], HARD, pool=RESERVE)
     ]
     return cells + [cell for scheme in others for name in THIRD for cell in named(name, first, scheme=scheme)]
 
