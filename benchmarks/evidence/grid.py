@@ -38,6 +38,14 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coverage, recoverability": (
         "coverage", {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}, {},
     ),
+    "coverage, recoverability, by rate": (
+        "coverage",
+        {
+            "divergence": "recoverability", "weight": "per_token", "thrift": 0.5,
+            "policy": "damage_rate", "gamma": 0.5,
+        },
+        {},
+    ),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
     "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),
@@ -79,7 +87,7 @@ SECOND_WINNER = "recoverable, uniform budget"
 HARD = "wanda-2:4"
 THIRD = (
     "recoverable, by rate", "recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4",
-    "per-token, by rate",
+    "per-token, by rate", "coverage, recoverability, by rate",
 )  # fmt: skip
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 RESERVED = ("random", "paser", SECOND_WINNER)
