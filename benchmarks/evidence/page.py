@@ -401,10 +401,12 @@ def why() -> str:
                     np.mean([row["loss_pruned"] - row["loss_original"] for row in inside])
                 ),
                 "recoverability": float(np.mean([row["recoverability"] for row in inside])),
+                "JSD a training token": _rate(inside, "jsd"),
+                "recoverability a training token": _rate(inside, "recoverability"),
             }
     columns = list(next(iter(means.values())))
     lines = [
-        f"| {label} | " + " | ".join(f"{found[c]:.3f}" for c in columns) + f" | {won[label]:.2f} |"
+        f"| {label} | " + " | ".join(f"{value:.3f}" for value in found.values()) + f" | {won[label]:.2f} |"
         for label, found in sorted(means.items(), key=lambda pair: -won[pair[0]])
     ]
     ranks = {
@@ -415,9 +417,16 @@ def why() -> str:
     return "\n".join(
         ["## Damage and what training wins back", "",
          "Means over the development pool's rows of a label, Wanda 50 %, and the fidelity gap that random rows closed in that "
-         "label's held-out rows. Last line: Spearman's rank correlation with that column.", "",
+         "label's held-out rows. *A training token*: of all response tokens together, over all tokens of prompts and responses. Last line: "
+         "Spearman's rank correlation with that column.", "",
          "| | " + " | ".join(columns) + " | fidelity gap of `random` |", "|---" + "|--:" * (len(columns) + 1) + "|", *lines]
     )  # fmt: skip
+
+
+def _rate(rows: Sequence[Row], measure: str) -> float:
+    """A measure of all response tokens together, over all training tokens."""
+    total = sum(row[measure] * row["response_tokens"] for row in rows)
+    return float(total / sum(row["prompt_tokens"] + row["response_tokens"] for row in rows))
 
 
 def budgets_figure() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,24 @@ def test_recoverable_takes_of_each_cluster_what_wins_back_most_for_each_token() 
         assert taken.min() > left.max()
     assert found.report["conflicts"] == 0
     assert (found.report["selector"], found.report["order"]) == ("recoverable", "per_token")
+
+
+def test_budget_by_rate_follows_what_a_training_token_wins_back() -> None:
+    rows = pool(90)
+    won = np.random.default_rng(5).uniform(0.05, 0.6, 90)
+    won[rows.clusters == 1] *= -1.0
+    rows = replace(rows, divergences={**rows.divergences, "recoverability": won})
+    found = run("recoverable", rows, 21, "rows", policy="damage_rate", gamma=0.5)
+    inside = [rows.clusters == k for k in range(3)]
+    rates = [
+        float((won * rows.response_tokens)[k].sum() / (rows.prompt_tokens + rows.response_tokens)[k].sum())
+        for k in inside
+    ]
+    assert rates[1] < 0
+    roots = [math.sqrt(max(rate, 0.0)) for rate in rates]
+    shares = {entry["cluster"]: entry["share"] for entry in found.report["clusters"]}
+    assert shares == pytest.approx({k: root / sum(roots) for k, root in enumerate(roots)})
+    assert not found.accepted[inside[1]].any()
 
 
 def test_a_selector_goes_by_its_own_divergence_or_says_what_is_missing() -> None:
