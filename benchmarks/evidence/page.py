@@ -45,6 +45,7 @@ def parts() -> Iterable[str]:
     yield models_table()
     yield confirmation()
     yield reserve()
+    yield fresh()
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
@@ -198,14 +199,35 @@ def confirmation() -> str:
 
 def reserve() -> str:
     """The winner of the second development, on the third pool."""
-    winner = grid.SECOND_WINNER
-    pairs = [(winner, "random"), (winner, "paser"), ("paser", "random")]
-    lines = _confirmed(grid.RESERVE, grid.RESERVE_SEEDS, pairs)
+    return _confirmed_again(
+        "## Second confirmation",
+        f"`{grid.SECOND_WINNER}`, which the second development favoured (below), on a third pool that nothing had been drawn from",
+        (grid.RESERVE, grid.RESERVE_SEEDS),
+        grid.SECOND_WINNER,
+    )
+
+
+def fresh() -> str:
+    """The winner of the third development, on the fourth pool."""
+    return _confirmed_again(
+        "## Third confirmation",
+        f"`{grid.THIRD_WINNER}`, which the third development favoured (below), on a fourth pool that nothing had been drawn from; "
+        f"`{grid.SIMPLER}` as description",
+        (grid.FRESH, grid.FRESH_SEEDS),
+        grid.THIRD_WINNER,
+        [(grid.SIMPLER, "random"), (grid.SIMPLER, grid.THIRD_WINNER)],
+    )
+
+
+def _confirmed_again(
+    title: str, what: str, where: tuple[str, Sequence[int]], winner: str, more: Sequence[tuple[str, str]] = ()
+) -> str:
+    pairs = [(winner, "random"), (winner, "paser"), ("paser", "random"), *more]
+    lines = _confirmed(*where, pairs)
     if not any(lines.values()):
         return ""
     return (
-        f"## Second confirmation\n\n`{winner}`, which the second development favoured (below), on a third pool that nothing had been "
-        f"drawn from, with seeds of its own: {grid.LARGE:,} training tokens. Held-out rows and task items are the same again.\n\n"
+        f"{title}\n\n{what}, with seeds of its own: {grid.LARGE:,} training tokens. Held-out rows and task items are the same again.\n\n"
         + _blocks(lines)
     )
 
