@@ -19,6 +19,8 @@ FRESH_SEEDS = (31, 32, 33, 34, 35)
 WINNER = "per-token"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 TAUGHT: dict[str, Any] = {"distill": {"weight": 1.0}}
+BY_RATE: dict[str, Any] = {"policy": "damage_rate", "gamma": 0.5}
+COVERING: dict[str, Any] = {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "per-token": ("per-token", {}, {}),
@@ -31,21 +33,12 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "recoverable, fine clusters": ("recoverable", {}, FINE),
     "recoverable, by mean": ("recoverable", {"order": "mean"}, {}),
     "recoverable, uniform budget": ("recoverable", {"policy": "uniform"}, {}),
-    "recoverable, by rate": ("recoverable", {"policy": "damage_rate", "gamma": 0.5}, {}),
-    "recoverable, by rate, gamma 1": ("recoverable", {"policy": "damage_rate", "gamma": 1.0}, {}),
-    "recoverable, by rate, gamma 1/4": ("recoverable", {"policy": "damage_rate", "gamma": 0.25}, {}),
-    "per-token, by rate": ("per-token", {"policy": "damage_rate", "gamma": 0.5}, {}),
-    "coverage, recoverability": (
-        "coverage", {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}, {},
-    ),
-    "coverage, recoverability, by rate": (
-        "coverage",
-        {
-            "divergence": "recoverability", "weight": "per_token", "thrift": 0.5,
-            "policy": "damage_rate", "gamma": 0.5,
-        },
-        {},
-    ),
+    "recoverable, by rate": ("recoverable", BY_RATE, {}),
+    "recoverable, by rate, gamma 1": ("recoverable", {**BY_RATE, "gamma": 1.0}, {}),
+    "recoverable, by rate, gamma 1/4": ("recoverable", {**BY_RATE, "gamma": 0.25}, {}),
+    "per-token, by rate": ("per-token", BY_RATE, {}),
+    "coverage, recoverability": ("coverage", COVERING, {}),
+    "coverage, recoverability, by rate": ("coverage", {**COVERING, **BY_RATE}, {}),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
     "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),
@@ -82,9 +75,10 @@ SECOND = (
     "recoverable, uniform budget", "per-token, uniform budget", "coverage, recoverability",
 )  # fmt: skip
 SECOND_WINNER = "recoverable, uniform budget"
+# The scheme in which rules were level with random rows.
+HARD = "wanda-2:4"
 # The third: budgets between even shares and shares by damage, and the reserve, which has been looked at by
 # then, as a second pool of another make-up.
-HARD = "wanda-2:4"
 THIRD = (
     "recoverable, by rate", "recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4",
     "per-token, by rate", "coverage, recoverability, by rate",
