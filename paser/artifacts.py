@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.errors import PaserError
+from paser.errors import PaserError, StageError
 from paser.records import schema
 
 if TYPE_CHECKING:
@@ -333,3 +333,14 @@ def read_array(path: Path) -> np.ndarray:
     except ValueError as error:
         raise PaserError(f"{path} is not a plain array: {error}", remedy="rebuild it") from error
     return array
+
+
+def read_embeddings(path: Path, rows: int) -> np.ndarray:
+    """The embeddings of a pool of so many rows, shape (rows, e), as `read_array` reads them."""
+    embeddings = read_array(path)
+    if len(embeddings) != rows:
+        raise StageError(
+            f"{path} has {len(embeddings)} rows, the pool {rows}",
+            remedy="`dvc repro` makes them from the same pool",
+        )
+    return embeddings

@@ -219,7 +219,7 @@ def row_clusters(
     work: Path,
 ) -> list[str]:
     """The cluster of each row, by number and name."""
-    grouping = group_rows(rows, kept, fetch_encoder(encoder, cache, work), settings, cache)
+    grouping, _ = group_rows(rows, kept, fetch_encoder(encoder, cache, work), settings, cache)
     names = {entry["cluster"]: entry["name"] for entry in grouping.describe()["clusters"]}
     return [f"{cluster}: {names[int(cluster)]}" for cluster in grouping.labels]
 

@@ -275,7 +275,7 @@ Divergence = Literal["jsd", "kl", "reverse_kl", "delta_loss", "recoverability"]
 Policy = Literal[
     "damage", "damage_size", "damage_power", "damage_rate", "delta_loss", "uniform", "proportional"
 ]  # fmt: skip
-Order = Literal["efficiency", "mean", "total", "per_token"]
+Order = Literal["efficiency", "mean", "total", "per_token", "coverage"]
 AUTO = "auto"
 
 
@@ -283,16 +283,24 @@ class SelectSettings(Group):
     """`selector` decides what of its rule in `RULES` is not given, or given as `auto`."""
 
     RULES: ClassVar[dict[str, dict[str, Any]]] = {
-        "paser": {"divergence": "jsd", "policy": "damage", "order": "efficiency", "strictness": 1.0},
+        "paser": {
+            "divergence": "jsd", "policy": "damage", "gamma": 2.0, "order": "efficiency", "strictness": 1.0,
+        },
         "per-token": {
-            "divergence": "jsd", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
+            "divergence": "jsd", "policy": "damage_size", "gamma": 2.0, "order": "per_token",
+            "strictness": 0.0,
         },
         "recoverable": {
-            "divergence": "recoverability", "policy": "damage_size", "order": "per_token", "strictness": 0.0,
+            "divergence": "recoverability", "policy": "damage_size", "gamma": 2.0, "order": "per_token",
+            "strictness": 0.0,
+        },
+        "recoverable-coverage": {
+            "divergence": "recoverability", "policy": "damage_rate", "gamma": 0.5, "order": "coverage",
+            "strictness": 0.0,
         },
     }  # fmt: skip
 
-    selector: Literal["paser", "per-token", "recoverable"] = "paser"
+    selector: Literal["paser", "per-token", "recoverable", "recoverable-coverage"] = "paser"
     budget: str = "10%"
     divergence: Divergence = "jsd"
     policy: Policy = "damage"

@@ -36,6 +36,8 @@ from paser.sources.catalog import source_from_uri
 from paser.sources.fetching import fetch_one
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from paser.method.grouping import Grouping
 
 Row = dict[str, Any]
@@ -158,7 +160,7 @@ def pick(
     kept, quarantine = clean_pool([rows], pool_rules(SampleEncoder(models.tokenizer), settings))
     table = kept_rows(kept)
     say(f"pool: {len(table)} rows, {len(quarantine)} in quarantine")
-    grouping = group_rows(table, kept, encoder, settings, cache)
+    grouping, vectors = group_rows(table, kept, encoder, settings, cache)
     clusters = [
         {"row_id": row["row_id"], "split": "pool", "cluster": int(cluster)}
         for row, cluster in zip(table, grouping.labels, strict=True)
@@ -174,6 +176,7 @@ def pick(
         names={entry["cluster"]: entry["name"] for entry in description["clusters"]},
         held_out=[],
         evaluation=list(evaluation),
+        embeddings=lambda: vectors,
     )
     derived = derive(inputs, settings)
     say(summary(derived.report, len(table)))
@@ -207,12 +210,12 @@ def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
 
 def group_rows(
     rows: Sequence[Mapping[str, Any]], kept: Sequence[Kept], encoder: Path, settings: Settings, cache: Cache
-) -> Grouping:
-    """The clusters of rows by their prompts, as `encoder` embeds them."""
+) -> tuple[Grouping, np.ndarray]:
+    """The clusters of rows by their prompts, as `encoder` embeds them, and the embeddings, shape (n, e)."""
     from paser.method.grouping import group
 
     vectors, _ = PromptEmbedder.load(encoder, sha256_path(encoder), settings, cache)(rows)
-    return group(
+    grouping = group(
         vectors,
         vectors[:0],
         lambda positions: [kept[i].sample.prompt for i in positions],
@@ -220,3 +223,4 @@ def group_rows(
         (settings.select.concepts, settings.select.phrase_words),
         settings.seed,
     )
+    return grouping, vectors

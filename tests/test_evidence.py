@@ -13,7 +13,10 @@ from benchmarks.evidence import analysis, cells, grid, same
 from benchmarks.evidence import world as worlds
 from paser.artifacts import write_json
 from paser.records import Sample
+from paser.selectors.coverage import BY_THE_TOKEN, Covering
+from paser.selectors.damage import CoverageSettings
 from paser.selectors.registry import selectors
+from paser.settings import SelectSettings
 
 
 def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
@@ -25,8 +28,19 @@ def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
     assert {name for name, count in secondary.items() if count == 3} == {*grid.THREE_SEEDS, *grid.ABLATIONS}
     assert {name for name, count in secondary.items() if count == 1} == {"full", "random, more tokens"}
     everything = list(grid.cells(grid.PARTS))
-    assert {cell.selector for cell in everything} == set(selectors())
+    assert {cell.selector for cell in everything} == set(selectors()) - {grid.NAMED_LATER}
     assert all(a != b for i, a in enumerate(everything) for b in everything[:i])
+
+
+def test_the_candidate_that_was_confirmed_is_the_rule_by_its_later_name() -> None:
+    chosen, options, cluster = grid.CANDIDATES[grid.THIRD_WINNER]
+    assert (chosen, cluster) == ("coverage", {})
+    written = CoverageSettings.model_validate(options).model_dump()
+    named = SelectSettings(selector=grid.NAMED_LATER).model_dump()
+    assert {key: written.pop(key) for key in Covering.model_fields} == BY_THE_TOKEN.model_dump()
+    for rule in (written, named):
+        del rule["selector"], rule["order"]
+    assert written == named
 
 
 def test_a_setting_that_came_later_enters_a_key_only_where_it_is_on() -> None:

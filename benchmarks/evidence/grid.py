@@ -85,6 +85,8 @@ THIRD = (
 )  # fmt: skip
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 THIRD_WINNER, SIMPLER = "coverage, recoverability, by rate", "recoverable, by rate"
+# The name that the product gave the winner; its cells have the name by which it was tried.
+NAMED_LATER = "recoverable-coverage"
 # Beside the winner, as description, the rule without coverage, which needs no embeddings.
 LAST_COMPARED = ("random", THIRD_WINNER, "paser", SIMPLER)
 RESERVED = ("random", "paser", SECOND_WINNER)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paser.selectors.damage import PaserSelector
+from paser.selectors.damage import PaserSelector, Ranking
 from paser.selectors.protocol import ScoredPool, Selection
 from paser.selectors.random import drawn
 from paser.settings import SelectSettings
@@ -20,15 +19,16 @@ class OneCluster:
     """PASER on a pool that is one single cluster."""
 
     settings: SelectSettings
+    ranking: Ranking | None = None
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         import numpy as np
 
         whole = replace(pool, clusters=np.zeros(len(pool), dtype=np.int64))
-        return PaserSelector(self.settings)(whole, amount, unit)
+        return PaserSelector(self.settings, self.ranking)(whole, amount, unit)
 
 
-def random_inside(seed: int) -> Callable[[ScoredPool, int, str], np.ndarray]:
+def random_inside(seed: int) -> Ranking:
     """Values in the order of a seeded digest of the row ids, in place of efficiency."""
 
     def values(pool: ScoredPool, amount: int, unit: str) -> np.ndarray:

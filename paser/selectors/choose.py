@@ -5,16 +5,19 @@ command line.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from paser.errors import StageError
 from paser.pool.contamination import Overlap, Probe
 from paser.pool.dedup import NearIndex, grams, surely_far
-from paser.selectors.damage import PaserSelector
+from paser.selectors.damage import PaserSelector, ranking_of
 from paser.selectors.protocol import ScoredPool, Selection, resolve_budget
 from paser.selectors.random import RandomSelector
 from paser.settings import SelectSettings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Row = dict[str, Any]
 
@@ -40,9 +43,16 @@ def contaminated(
 
 
 def choose(
-    pool: ScoredPool, settings: SelectSettings, seed: int, names: Mapping[int, str]
+    pool: ScoredPool,
+    settings: SelectSettings,
+    seed: int,
+    names: Mapping[int, str],
+    embeddings: Callable[[], np.ndarray] | None = None,
 ) -> tuple[Selection, Selection, Row]:
-    """The selection, the random control with as many training tokens, and the content of `budget.json`."""
+    """The selection, the random control with as many training tokens, and the content of `budget.json`.
+
+    `embeddings()`: as for `ranking_of`.
+    """
     if not len(pool.usable):
         counts = sorted(Counter(pool.refusals.tolist()).items())
         reasons = ", ".join(f"{reason} {number}" for reason, number in counts)
@@ -53,7 +63,7 @@ def choose(
         )
     budget = settings.parsed_budget
     amount, unit = resolve_budget(budget, pool)
-    selection = PaserSelector(settings)(pool, amount, unit)
+    selection = PaserSelector(settings, ranking_of(settings, embeddings))(pool, amount, unit)
     tokens = int(pool.tokens[selection.accepted].sum())
     control = RandomSelector(seed)(pool, tokens, "tokens")
     report: Row = {

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from paser.errors import SettingsError
 from paser.method.budget import distance_from_uniform, policy_weights
 from paser.method.concepts import key_phrases
 from paser.method.efficiency import agreement, cluster_means, efficiency
 from paser.method.selection import REASONS, Candidates, Outcome, select
+from paser.selectors.coverage import BY_THE_TOKEN, Covering, coverage_order
 from paser.selectors.protocol import DELTA_LOSS, JSD, ScoredPool, Selection, costs
 from paser.selectors.ranked import damage_as
 from paser.settings import SelectSettings
@@ -37,6 +39,24 @@ class RecoverableSettings(SelectSettings):
     selector: Literal["recoverable"] = "recoverable"
 
 
+class RecoverableCoverageSettings(SelectSettings):
+    """Shares by what a training token recovers; inside a cluster, rows that stand for many others."""
+
+    selector: Literal["recoverable-coverage"] = "recoverable-coverage"
+
+
+class CoverageSettings(PaserSettings, Covering):
+    """As for PASER, with the budget by damage and size and no concept filter unless asked for."""
+
+    RULES: ClassVar[dict[str, dict[str, Any]]] = {
+        "paser": {**PaserSettings.RULES["paser"], "policy": "damage_size", "strictness": 0.0}
+    }
+
+
+# (pool, amount, unit) -> a value a row, shape (n,), higher first
+Ranking = Callable[[ScoredPool, int, str], "np.ndarray"]
+
+
 @dataclass(frozen=True)
 class Measured:
     """`ies`: what the usable rows are ranked by. `damage`, `weights`: damage and share of the K clusters."""
@@ -50,18 +70,16 @@ class Measured:
 class PaserSelector:
     """method.md, sections 2 to 4, on scored and clustered rows.
 
-    `ranking(pool, amount, unit)`: the order inside clusters, in place of efficiency: a value a row, shape
-    (n,), higher first.
+    `ranking`: the order inside clusters, in place of the one that `settings.order` names.
     """
 
     settings: SelectSettings
-    ranking: Callable[[ScoredPool, int, str], np.ndarray] | None = None
+    ranking: Ranking | None = None
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         settings = self.settings
-        measured = measure(pool, settings)
-        if self.ranking:
-            measured = replace(measured, ies=self.ranking(pool, amount, unit)[pool.usable])
+        ranking = self.ranking or ranking_of(settings)
+        measured = measure(pool, settings, ranking(pool, amount, unit))
         outcome = decide(pool, measured, settings, amount, unit)
         selection = _on_pool(pool, outcome, measured.ies)
         report = {
@@ -88,8 +106,9 @@ class PaserSelector:
         return replace(selection, report=report)
 
 
-def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
-    """Efficiency, damage and budget shares (method.md, section 2) over the usable rows."""
+def measure(pool: ScoredPool, settings: SelectSettings, values: np.ndarray) -> Measured:
+    """Damage and budget shares (method.md, section 2) over the usable rows, which `values`, shape (n,),
+    rank."""
     import numpy as np
 
     usable = pool.usable
@@ -98,23 +117,36 @@ def measure(pool: ScoredPool, settings: SelectSettings) -> Measured:
     means = cluster_means(damage, clusters, count)
     increase = cluster_means(pool.divergences[DELTA_LOSS][usable], clusters, count)
     sizes = np.bincount(clusters, minlength=count)
-    totals, tokens = (
-        cluster_means(values[usable], clusters, count)
-        for values in (damage_as(pool, "total"), pool.tokens.astype(float))
-    )
-    rates = totals / np.maximum(tokens, 1.0)
+    rates = np.zeros(count)
+    if settings.policy == "damage_rate":
+        totals, tokens = (
+            cluster_means(column[usable], clusters, count)
+            for column in (damage_as(pool, "total"), pool.tokens.astype(float))
+        )
+        rates = totals / np.maximum(tokens, 1.0)
     return Measured(
-        ies=_order(pool, settings)[usable],
+        ies=values[usable],
         damage=means,
         weights=policy_weights(settings.policy, means, sizes, increase, rates, settings.gamma),
     )
 
 
-def _order(pool: ScoredPool, settings: SelectSettings) -> np.ndarray:
-    """What the rows of a cluster are ranked by, higher first. Shape (n,)."""
-    if settings.order == "efficiency":
-        return efficiency(pool.damage, pool.prompt_tokens, pool.response_tokens)
-    return damage_as(pool, settings.order)
+def ranking_of(settings: SelectSettings, embeddings: Callable[[], np.ndarray] | None = None) -> Ranking:
+    """The order inside clusters that `select.order` names.
+
+    `embeddings()`: of the pool's prompts, shape (n, e); `coverage` alone asks for them. Raises SettingsError
+    where it has none.
+    """
+    order = settings.order
+    if order == "efficiency":
+        return lambda pool, amount, unit: efficiency(pool.damage, pool.prompt_tokens, pool.response_tokens)
+    if order != "coverage":
+        return lambda pool, amount, unit: damage_as(pool, order)
+    if embeddings is None:
+        raise SettingsError(
+            "the order `coverage` needs embeddings", remedy="give them, or take another order"
+        )
+    return lambda pool, amount, unit: coverage_order(pool, embeddings(), BY_THE_TOKEN, amount, unit)
 
 
 def decide(pool: ScoredPool, measured: Measured, settings: SelectSettings, amount: int, unit: str) -> Outcome:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_columns, read_json, read_jsonl
+from paser.artifacts import read_columns, read_embeddings, read_json, read_jsonl
 from paser.evaluation.items import read_items
 from paser.pool.build import read_sources
 from paser.pool.contamination import COMMON, Overlap, Probe, by_set, overlaps
@@ -32,6 +32,7 @@ from paser.sources.catalog import HUB, TASK_ROLE, TEXT_FORMAT
 from paser.sources.fetching import read_index
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 Row = dict[str, Any]
@@ -40,7 +41,8 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Inputs:
     """The tables of a selection; `names` are those of the clusters. `held_out` and `evaluation` (evaluation
-    sources and tasks) are what the models are evaluated on."""
+    sources and tasks) are what the models are evaluated on. `embeddings()`: of the pool's prompts, in its
+    order, read when a rule asks for them."""
 
     pool: pa.Table
     clusters: pa.Table
@@ -48,6 +50,7 @@ class Inputs:
     names: dict[int, str]
     held_out: list[Probe]
     evaluation: list[Probe]
+    embeddings: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,16 @@ class Derived:
 def read_inputs(locate: Callable[[str], Path]) -> Inputs:
     """Reads what a selection needs; `locate` gives the place of a project path."""
     clusters = read_json(locate("data/clusters.json"))["clusters"]
+    pool = read_columns(locate("data/pool.parquet"), POOL_COLUMNS)
     return Inputs(
-        pool=read_columns(locate("data/pool.parquet"), POOL_COLUMNS),
+        pool=pool,
         clusters=read_columns(locate("data/clusters.parquet"), CLUSTER_COLUMNS),
         scores=read_columns(locate("data/scores.parquet"), SCORE_COLUMNS, OTHER_DIVERGENCES),
         names={c["cluster"]: c["name"] for c in clusters},
         held_out=_held_out(locate("data/holdout.parquet")),
         evaluation=_evaluation(locate("data/sources/evaluation"))
         + _tasks(locate(f"data/sources/{TASK_ROLE}")),
+        embeddings=lambda: read_embeddings(locate("data/embeddings.npy"), pool.num_rows),
     )
 
 
@@ -147,7 +152,7 @@ def derive(inputs: Inputs, settings: Settings) -> Derived:
     found = overlapping(inputs, settings)
     refused = {i: str(overlap) for i, overlap in found.items()} if chosen.contamination == "exclude" else {}
     pool = scored_pool(inputs.pool, inputs.clusters, inputs.scores, refused, chosen.divergence)
-    selection, control, report = choose(pool, chosen, settings.seed, inputs.names)
+    selection, control, report = choose(pool, chosen, settings.seed, inputs.names, inputs.embeddings)
     return Derived(
         inputs.pool, pool, selection, control, report, settings.seed, found, chosen.contamination_words
     )

@@ -21,6 +21,8 @@ from paser.settings import Group
 if TYPE_CHECKING:
     import numpy as np
 
+    from paser.selectors.damage import Ranking
+
 EMBEDDINGS, CLUSTERS, SCORES = "embeddings", "clusters", "scores"
 LOSSES, MODELS = "losses", "models"
 SMALL, TARGETS = "models.small", "models.targets"
@@ -175,7 +177,14 @@ def selectors() -> dict[str, Entry]:
         ranked,
         readings,
     )
-    from paser.selectors.damage import PaserSelector, PaserSettings, PerTokenSettings, RecoverableSettings
+    from paser.selectors.damage import (
+        CoverageSettings,
+        PaserSelector,
+        PaserSettings,
+        PerTokenSettings,
+        RecoverableCoverageSettings,
+        RecoverableSettings,
+    )
     from paser.selectors.random import RandomSelector
 
     paser = frozenset({CLUSTERS, SCORES})
@@ -203,31 +212,23 @@ def selectors() -> dict[str, Entry]:
         "top-damage": Entry(NoOptions, _by_damage("mean"), scores),
         "total-damage": Entry(NoOptions, _by_damage("total"), scores),
         "damage-per-token": Entry(NoOptions, _by_damage("per_token"), scores),
-        "paser": Entry(PaserSettings, lambda options, resources, seed, meter: PaserSelector(options), paser),
+        "paser": Entry(PaserSettings, _by_rule(), paser),
         "paser-no-clusters": Entry(
-            PaserSettings, lambda options, resources, seed, meter: ablations.OneCluster(options), scores
-        ),
-        "paser-uniform": Entry(
             PaserSettings,
-            lambda options, resources, seed, meter: PaserSelector(
-                options.model_copy(update={"policy": "uniform"})
+            lambda options, resources, seed, meter: ablations.OneCluster(
+                options, _ranking(options, resources)
             ),
-            paser,
+            scores,
         ),
+        "paser-uniform": Entry(PaserSettings, _by_rule(policy="uniform"), paser),
         "paser-random-inside": Entry(
             PaserSettings,
             lambda options, resources, seed, meter: PaserSelector(options, ablations.random_inside(seed)),
             paser,
         ),
-        "paser-no-conflicts": Entry(
-            PaserSettings,
-            lambda options, resources, seed, meter: PaserSelector(
-                options.model_copy(update={"strictness": 0.0})
-            ),
-            paser,
-        ),
+        "paser-no-conflicts": Entry(PaserSettings, _by_rule(strictness=0.0), paser),
         "coverage": Entry(
-            coverage.CoverageSettings,
+            CoverageSettings,
             lambda options, resources, seed, meter: PaserSelector(
                 options,
                 lambda pool, amount, unit: coverage.coverage_order(
@@ -236,9 +237,7 @@ def selectors() -> dict[str, Entry]:
             ),
             paser | points,
         ),
-        "per-token": Entry(
-            PerTokenSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
-        ),
+        "per-token": Entry(PerTokenSettings, _by_rule(), paser),
         "per-token-no-damage": Entry(
             PerTokenSettings,
             lambda options, resources, seed, meter: PaserSelector(
@@ -246,9 +245,8 @@ def selectors() -> dict[str, Entry]:
             ),
             paser,
         ),
-        "recoverable": Entry(
-            RecoverableSettings, lambda options, resources, seed, meter: PaserSelector(options), paser
-        ),
+        "recoverable": Entry(RecoverableSettings, _by_rule(), paser),
+        "recoverable-coverage": Entry(RecoverableCoverageSettings, _by_rule(), paser | points),
         "ifd": Entry(
             NoOptions,
             lambda options, resources, seed, meter: ByScore(
@@ -309,6 +307,24 @@ def selectors() -> dict[str, Entry]:
         ),
         "less": Entry(matching.LessOptions, _by_models(matching.less), models | {TARGETS}),
     }
+
+
+def _by_rule(**changes: Any) -> Build:
+    """PASER by its options, with these changed."""
+    from paser.selectors.damage import PaserSelector
+
+    def built(options: Any, resources: Resources, seed: int, meter: Meter) -> Selector:
+        options = options.model_copy(update=changes)
+        return PaserSelector(options, _ranking(options, resources))
+
+    return built
+
+
+def _ranking(options: Any, resources: Resources) -> Ranking:
+    from paser.selectors.damage import ranking_of
+
+    given = resources.embeddings
+    return ranking_of(options, None if given is None else lambda: given)
 
 
 def _by_models(scores: Callable[[ScoredPool, Models, Any, int, Meter], Scored]) -> Build:

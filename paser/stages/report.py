@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_array, read_columns, read_json, sha256_file
+from paser.artifacts import read_columns, read_embeddings, read_json, sha256_file
 from paser.errors import StageError
 from paser.report.content import Row, Tables, build
 from paser.report.figures import standalone
@@ -56,7 +56,7 @@ def run(context: Context) -> None:
         records=[read_json(context.input(f"data/audit/records/{stage.name}.json")) for stage in _RECORDED],
         sweep=_sweep(context),
     )
-    embeddings = _embeddings(context, tables)
+    embeddings = read_embeddings(context.input("data/embeddings.npy"), len(tables.pool))
     cluster_of = {row["row_id"]: row["cluster"] for row in tables.clusters if row["split"] == "pool"}
     clusters = [cluster_of[row["row_id"]] for row in tables.pool]
     tables = replace(tables, typical=_typical(tables, embeddings, clusters))
@@ -112,16 +112,6 @@ def _typical(tables: Tables, embeddings: np.ndarray, clusters: Sequence[int]) ->
     """Row ids of each cluster's most typical rows; `clusters` are those of the pool's rows."""
     found = typical_rows(embeddings, clusters, TYPICAL_ROWS)
     return {cluster: [tables.pool[i]["row_id"] for i in positions] for cluster, positions in found.items()}
-
-
-def _embeddings(context: Context, tables: Tables) -> np.ndarray:
-    embeddings = read_array(context.input("data/embeddings.npy"))
-    if len(embeddings) != len(tables.pool):
-        raise StageError(
-            f"data/embeddings.npy has {len(embeddings)} rows, data/pool.parquet {len(tables.pool)}",
-            remedy="`dvc repro` makes them from the same pool",
-        )
-    return embeddings
 
 
 def _map(context: Context, tables: Tables, embeddings: np.ndarray, clusters: Sequence[int]) -> ClusterMap:

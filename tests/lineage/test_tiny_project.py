@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from paser.artifacts import read_json, read_rows, write_json, write_table
-from paser.errors import PaserError
+from paser.artifacts import read_array, read_json, read_rows, write_array, write_json, write_table
+from paser.errors import PaserError, StageError
+from paser.lineage.deep import follows
 from paser.lineage.reproduce import reproduce
 from paser.lineage.verify import Check, verify
+from paser.stages.run import run_stage
 from tests import project as projects
 
 MODEL = "data/models/recovered"
@@ -45,6 +47,22 @@ def test_a_real_run_verifies_with_its_lock_and_its_decisions_follow(done: Path) 
     names = {check.name for check in verify(done / MODEL, deep=True) if check.applies}
     assert {f"dvc.lock, stage {stage}" for stage in ("fetch", "select", "recover", "report")} <= names
     assert "decisions follow from scores, clusters and settings" in names
+
+
+def test_the_decisions_of_coverage_follow_from_the_embeddings(copy: Path) -> None:
+    settings = yaml.safe_load((copy / "params.yaml").read_text("utf-8"))
+    settings["select"]["selector"] = "recoverable-coverage"
+    (copy / "params.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+    record = run_stage("select", copy)
+    assert read_json(copy / "data/budget.json")["order"] == "coverage"
+    found = follows(record, copy / "data", lambda path: copy / path)
+    assert [one.problem for one in found] == [None] * 5
+    points = read_array(copy / "data/embeddings.npy")
+    write_array(copy / "data/embeddings.npy", points[::-1].copy())
+    assert "decisions.parquet" in str(follows(record, copy / "data", lambda path: copy / path)[0].problem)
+    write_array(copy / "data/embeddings.npy", points[1:].copy())
+    with pytest.raises(StageError, match=r"embeddings\.npy has \d+ rows, the pool"):
+        run_stage("select", copy)
 
 
 def test_every_digest_of_dvc_for_code_and_data_is_computed_as_dvc_does(done: Path) -> None:

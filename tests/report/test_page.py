@@ -175,7 +175,7 @@ def test_embeddings_of_another_pool_are_refused(tmp_path: Path) -> None:
     run_stage("audit", root)
     path = root / "data/embeddings.npy"
     write_array(path, read_array(path)[:-1].copy())
-    with pytest.raises(StageError, match=r"embeddings\.npy has 11 rows, data/pool\.parquet 12"):
+    with pytest.raises(StageError, match=r"embeddings\.npy has 11 rows, the pool 12"):
         run_stage("report", root)
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from paser.selectors.coverage import CoverageSettings, coverage_order, facility_location
+from paser.errors import SettingsError
+from paser.selectors import coverage
+from paser.selectors.choose import choose
+from paser.selectors.coverage import Covering, coverage_order, facility_location
+from paser.selectors.protocol import ScoredPool
 from paser.selectors.registry import selector
 from paser.selectors.resources import Resources
+from paser.settings import SelectSettings
 from tests.selectors.scored import pool
 from tests.selectors.test_registry import embedded, run
 
@@ -59,7 +66,7 @@ def test_clusters_share_the_budget_by_damage_times_size() -> None:
 def test_the_most_damaged_rows_are_taken_last_where_they_count_as_noise() -> None:
     rows, resources = pool(60), embedded(60)
     assert resources.embeddings is not None
-    order = coverage_order(rows, resources.embeddings, CoverageSettings(noise=0.1), 60, "rows")
+    order = coverage_order(rows, resources.embeddings, Covering(noise=0.1), 60, "rows")
     for k in range(3):
         inside = np.flatnonzero(rows.clusters == k)
         worst = inside[np.argsort(-rows.damage[inside])[:2]]
@@ -79,3 +86,61 @@ def test_coverage_spreads_where_top_damage_piles_up() -> None:
     rows.divergences["jsd"][copies] = 0.6
     taken = selector("coverage", {}, Resources(embeddings=points), 0)(rows, 9, "rows")
     assert len(set(copies) & set(taken.positions)) == 1
+
+
+def test_some_rows_stand_for_all_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 rows a cluster 5 are to be covered, by id; every row may cover them."""
+    monkeypatch.setattr(coverage, "WITNESSES", 5)
+    rows, resources = pool(60), embedded(60)
+    assert resources.embeddings is not None
+    values = coverage_order(rows, resources.embeddings, Covering(), 60, "rows")
+    unit = resources.embeddings.astype(float)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for k in range(3):
+        inside = sorted(np.flatnonzero(rows.clusters == k), key=lambda i: rows.row_ids[i])
+        seen = [inside[i] for i in (0, 5, 10, 14, 19)]
+        worth = np.maximum(unit[inside] @ unit[seen].T, 0.0) @ rows.damage[seen]
+        assert inside[int(np.argmax(worth))] == inside[int(np.argmax(values[inside]))]
+
+
+def won_back(count: int) -> ScoredPool:
+    rows = pool(count)
+    won = np.random.default_rng(7).uniform(-0.1, 0.6, count)
+    return replace(rows, divergences={**rows.divergences, "recoverability": won})
+
+
+def test_the_rule_by_name_is_coverage_by_recoverability_a_token_with_a_budget_by_rate() -> None:
+    rows = won_back(90)
+    found = run("recoverable-coverage", rows, 2000, "tokens")
+    written = run(
+        "coverage", rows, 2000, "tokens", divergence="recoverability", policy="damage_rate", gamma=0.5,
+        weight="per_token", thrift=0.5,
+    )  # fmt: skip
+    assert found.positions.tolist() == written.positions.tolist()
+    assert found.ies.tolist() == written.ies.tolist()
+    assert found.report["clusters"] == written.report["clusters"]
+    other = run("recoverable", rows, 2000, "tokens", policy="damage_rate", gamma=0.5)
+    assert found.positions.tolist() != other.positions.tolist()
+
+
+def test_the_pipeline_ranks_by_coverage_as_the_selector_does() -> None:
+    rows = replace(won_back(90), divergence="recoverability")
+    settings = SelectSettings(selector="recoverable-coverage", budget="2000 tokens")
+    points = embedded(90).embeddings
+    assert points is not None
+    chosen, _, report = choose(rows, settings, 3, {}, lambda: points)
+    assert chosen.positions.tolist() == run("recoverable-coverage", rows, 2000, "tokens").positions.tolist()
+    assert (report["order"], report["policy"]) == ("coverage", "damage_rate")
+
+
+@pytest.mark.parametrize("name", ["paser", "paser-no-clusters", "paser-no-conflicts", "per-token"])
+def test_each_rule_may_rank_by_coverage(name: str) -> None:
+    rows = pool(90)
+    found, plain = run(name, rows, 21, "rows", order="coverage"), run(name, rows, 21, "rows")
+    assert found.positions.tolist() != plain.positions.tolist()
+
+
+def test_coverage_without_embeddings_says_what_is_missing() -> None:
+    settings = SelectSettings(order="coverage")
+    with pytest.raises(SettingsError, match="order `coverage` needs embeddings"):
+        choose(pool(90), settings, 3, {})

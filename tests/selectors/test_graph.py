@@ -15,7 +15,7 @@ from paser.artifacts import write_batches, write_json, write_jsonl
 from paser.errors import PaserError
 from paser.method.selection import Outcome
 from paser.selectors.choose import choose
-from paser.selectors.damage import PaserSettings, decide, measure
+from paser.selectors.damage import PaserSettings, decide, measure, ranking_of
 from paser.selectors.graph import read_graph, write_graphml
 from paser.selectors.protocol import ScoredPool, resolve_budget
 from paser.selectors.tables import decision_batches
@@ -44,7 +44,8 @@ def write(folder: Path, scored: ScoredPool, lines: list[str], settings: PaserSet
     write_jsonl(folder / "selected.jsonl", rows)
     write_json(folder / "budget.json", report)
     amount, unit = resolve_budget(settings.parsed_budget, scored)
-    return decide(scored, measure(scored, settings), settings, amount, unit)
+    measured = measure(scored, settings, ranking_of(settings)(scored, amount, unit))
+    return decide(scored, measured, settings, amount, unit)
 
 
 @pytest.mark.parametrize(
