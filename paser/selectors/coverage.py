@@ -13,6 +13,7 @@ from pydantic import Field
 
 from paser.method.manifold import unit_rows
 from paser.method.selection import places_by_id
+from paser.progress import progress
 from paser.selectors.protocol import ScoredPool, costs
 from paser.selectors.ranked import Amount, damage_as
 from paser.settings import Group
@@ -20,9 +21,8 @@ from paser.settings import Group
 if TYPE_CHECKING:
     import numpy as np
 
-_BLOCK = 1024
-# So many rows of a cluster stand for all of it as what is to be covered.
-WITNESSES = 8192
+# Rows that are ordered together: their similarities are held at once.
+PART = 2048
 
 
 class Covering(Group):
@@ -49,8 +49,9 @@ def coverage_order(
     """A value a row by which `PaserSelector` can order a cluster, higher first. Shape (n,); NaN for rows that
     may not be chosen.
 
-    The value is minus the row's place in the greedy order; rows set aside as noise come last. In a cluster of
-    more than `WITNESSES` rows, every so manieth of them by id is one to be covered; all may be taken.
+    The value is minus the row's place in the greedy order; rows set aside as noise come last. A cluster of
+    more than `PART` rows is dealt into parts by row id, each is ordered by itself, and their first rows come
+    before their second ones (the first round of GreeDi, Mirzasoleiman et al., NeurIPS 2013).
     """
     import numpy as np
 
@@ -59,33 +60,32 @@ def coverage_order(
     place = places_by_id(pool.row_ids)
     mass = np.maximum(damage_as(pool, covering.weight), 0.0)
     cost = costs(pool, unit)
-    for k in np.unique(pool.clusters[usable]):
-        inside = usable[pool.clusters[usable] == k]
-        inside = inside[np.argsort(place[inside])]
-        aside = round(covering.noise * len(inside))
-        by_damage = np.argsort(-mass[inside], kind="stable")
-        kept = np.sort(by_damage[aside:])
-        witnesses = _witnesses(len(kept))
-        order = facility_location(
-            unit_rows(embeddings[inside[kept]].astype(np.float64)),
-            mass[inside[kept[witnesses]]] ** covering.power,
-            cost[inside[kept]].astype(float),
+
+    def greedy(rows: np.ndarray, worth: float) -> np.ndarray:
+        return facility_location(
+            unit_rows(embeddings[rows].astype(np.float64)),
+            mass[rows] ** covering.power,
+            cost[rows].astype(float),
             covering.thrift,
-            amount,
-            witnesses,
+            worth,
         )
-        whole = np.concatenate([inside[kept[order]], inside[by_damage[:aside]]])
-        values[whole] = -np.arange(1, len(whole) + 1, dtype=float)
+
+    with progress("cover", len(usable)) as advance:
+        for k in np.unique(pool.clusters[usable]):
+            inside = usable[pool.clusters[usable] == k]
+            inside = inside[np.argsort(place[inside])]
+            by_damage = np.argsort(-mass[inside], kind="stable")
+            aside = round(covering.noise * len(inside))
+            kept = inside[np.sort(by_damage[aside:])]
+            parts = -(-len(kept) // PART)
+            turn = np.zeros(len(kept), dtype=np.int64)
+            for part in range(parts):
+                order = greedy(kept[part::parts], amount / parts)
+                turn[part::parts][order] = np.arange(len(order))
+                advance(len(order))
+            whole = np.concatenate([kept[np.argsort(turn, kind="stable")], inside[by_damage[:aside]]])
+            values[whole] = -np.arange(1, len(whole) + 1, dtype=float)
     return values
-
-
-def _witnesses(count: int) -> np.ndarray | slice:
-    """Positions among `count` rows that stand for all of them, evenly spaced."""
-    import numpy as np
-
-    if count <= WITNESSES:
-        return slice(None)
-    return np.linspace(0, count - 1, WITNESSES).round().astype(np.int64)
 
 
 def facility_location(
@@ -94,41 +94,33 @@ def facility_location(
     cost: np.ndarray,
     thrift: float = 0.0,
     amount: float = float("inf"),
-    witnesses: np.ndarray | slice = slice(None),
 ) -> np.ndarray:
     """All rows in the order of the lazy greedy algorithm (Minoux 1978) for the facility location function
-    F(S) = sum_i w_i max_{j in S} max(cos(i, j), 0), i over the positions `witnesses`, which are all or some.
+    F(S) = sum_i w_i max_{j in S} max(cos(i, j), 0).
 
-    Parameters: unit rows `points` (m, e), `weights` of the v witnesses (v,) at least 0, `cost` (m,) above 0.
-    The next row has the largest gain in F / cost^thrift; ties go to the smaller position. Once rows worth
-    `amount` are placed, the others follow by the last known bound of their gain. Time grows with m v e.
+    Parameters: unit rows `points` (m, e), `weights` (m,) at least 0, `cost` (m,) above 0. The next row has
+    the largest gain in F / cost^thrift; ties go to the smaller position. Once rows worth `amount` are
+    placed, the others follow by the last known bound of their gain. Memory grows with m^2, time with m^2 e.
     """
     import heapq
 
     import numpy as np
 
-    count, seen_from = len(points), points[witnesses]
     scale = cost**thrift
-    covered = np.zeros(len(seen_from))
-    bounds = np.concatenate(
-        [
-            np.maximum(points[begin : begin + _BLOCK] @ seen_from.T, 0.0) @ weights
-            for begin in range(0, count, _BLOCK)
-        ]
-    ) / scale if count else np.zeros(0)  # fmt: skip
-    heap = [(-float(bound), j, 0) for j, bound in enumerate(bounds)]
+    similar = np.maximum(points @ points.T, 0.0)
+    covered = np.zeros(len(points))
+    heap = [(-float(bound), j, 0) for j, bound in enumerate(similar @ weights / scale)]
     heapq.heapify(heap)
     order: list[int] = []
     spent = 0.0
     while heap and spent < amount:
         _, j, seen = heapq.heappop(heap)
-        similar = np.maximum(seen_from @ points[j], 0.0)
         if seen == len(order):
-            covered = np.maximum(covered, similar)
+            covered = np.maximum(covered, similar[j])
             order.append(j)
             spent += float(cost[j])
             continue
-        gain = float(weights @ np.maximum(similar - covered, 0.0)) / float(scale[j])
+        gain = float(weights @ np.maximum(similar[j] - covered, 0.0)) / float(scale[j])
         heapq.heappush(heap, (-gain, j, len(order)))
     order += [j for _, j, _ in sorted(heap)]
     return np.array(order, dtype=np.int64)

@@ -88,9 +88,8 @@ def test_coverage_spreads_where_top_damage_piles_up() -> None:
     assert len(set(copies) & set(taken.positions)) == 1
 
 
-def test_some_rows_stand_for_all_where_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 rows a cluster 5 are to be covered, by id; every row may cover them."""
-    monkeypatch.setattr(coverage, "WITNESSES", 5)
+def test_a_large_cluster_is_dealt_into_parts_that_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "PART", 8)
     rows, resources = pool(60), embedded(60)
     assert resources.embeddings is not None
     values = coverage_order(rows, resources.embeddings, Covering(), 60, "rows")
@@ -98,9 +97,16 @@ def test_some_rows_stand_for_all_where_they_are_many(monkeypatch: pytest.MonkeyP
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     for k in range(3):
         inside = sorted(np.flatnonzero(rows.clusters == k), key=lambda i: rows.row_ids[i])
-        seen = [inside[i] for i in (0, 5, 10, 14, 19)]
-        worth = np.maximum(unit[inside] @ unit[seen].T, 0.0) @ rows.damage[seen]
-        assert inside[int(np.argmax(worth))] == inside[int(np.argmax(values[inside]))]
+        assert len(inside) == 20
+        orders = []
+        for dealt in (inside[0::3], inside[1::3], inside[2::3]):
+            order = plain(unit[dealt], rows.damage[dealt], np.ones(len(dealt)), 0.0)
+            orders.append([dealt[j] for j in order])
+        turns = [order[turn] for turn in range(7) for order in orders if turn < len(order)]
+        found = sorted(inside, key=lambda i: -values[i])
+        assert [set(found[i : i + 3]) for i in (0, 3, 6, 9, 12, 15)] == [
+            set(turns[i : i + 3]) for i in (0, 3, 6, 9, 12, 15)
+        ]
 
 
 def won_back(count: int) -> ScoredPool:
