@@ -49,9 +49,9 @@ def coverage_order(
     """A value a row by which `PaserSelector` can order a cluster, higher first. Shape (n,); NaN for rows that
     may not be chosen.
 
-    The value is minus the row's place in the greedy order; rows set aside as noise come last. A cluster of
-    more than `PART` rows is dealt into parts by row id, each is ordered by itself, and their first rows come
-    before their second ones (the first round of GreeDi, Mirzasoleiman et al., NeurIPS 2013).
+    The value is what the row adds in its turn (`facility_location`); rows set aside as noise are below 0. A
+    cluster of more than `PART` rows is dealt into parts by row id, of which each is covered by itself (the
+    first round of GreeDi, Mirzasoleiman et al., NeurIPS 2013).
     """
     import numpy as np
 
@@ -60,31 +60,25 @@ def coverage_order(
     place = places_by_id(pool.row_ids)
     mass = np.maximum(damage_as(pool, covering.weight), 0.0)
     cost = costs(pool, unit)
-
-    def greedy(rows: np.ndarray, worth: float) -> np.ndarray:
-        return facility_location(
-            unit_rows(embeddings[rows].astype(np.float64)),
-            mass[rows] ** covering.power,
-            cost[rows].astype(float),
-            covering.thrift,
-            worth,
-        )
-
     with progress("cover", len(usable)) as advance:
         for k in np.unique(pool.clusters[usable]):
             inside = usable[pool.clusters[usable] == k]
             inside = inside[np.argsort(place[inside])]
             by_damage = np.argsort(-mass[inside], kind="stable")
             aside = round(covering.noise * len(inside))
+            values[inside[by_damage[:aside]]] = -np.arange(1, aside + 1, dtype=float)
             kept = inside[np.sort(by_damage[aside:])]
             parts = -(-len(kept) // PART)
-            turn = np.zeros(len(kept), dtype=np.int64)
             for part in range(parts):
-                order = greedy(kept[part::parts], amount / parts)
-                turn[part::parts][order] = np.arange(len(order))
-                advance(len(order))
-            whole = np.concatenate([kept[np.argsort(turn, kind="stable")], inside[by_damage[:aside]]])
-            values[whole] = -np.arange(1, len(whole) + 1, dtype=float)
+                rows = kept[part::parts]
+                values[rows] = facility_location(
+                    unit_rows(embeddings[rows].astype(np.float64)),
+                    mass[rows] ** covering.power,
+                    cost[rows].astype(float),
+                    covering.thrift,
+                    amount / parts,
+                )
+                advance(len(rows))
     return values
 
 
@@ -95,12 +89,13 @@ def facility_location(
     thrift: float = 0.0,
     amount: float = float("inf"),
 ) -> np.ndarray:
-    """All rows in the order of the lazy greedy algorithm (Minoux 1978) for the facility location function
-    F(S) = sum_i w_i max_{j in S} max(cos(i, j), 0).
+    """What each row adds to the facility location function F(S) = sum_i w_i max_{j in S} max(cos(i, j), 0)
+    when its turn comes in the lazy greedy algorithm (Minoux 1978), in F / cost^thrift. Shape (m,), 0 or more.
 
     Parameters: unit rows `points` (m, e), `weights` (m,) at least 0, `cost` (m,) above 0. The next row has
-    the largest gain in F / cost^thrift; ties go to the smaller position. Once rows worth `amount` are
-    placed, the others follow by the last known bound of their gain. Memory grows with m^2, time with m^2 e.
+    the largest gain, so that the order of turns is that of the values, highest first; ties go to the smaller
+    position. Once rows worth `amount` had their turn, the others have the last known bound of their gain.
+    Memory grows with m^2, time with m^2 e.
     """
     import heapq
 
@@ -109,18 +104,17 @@ def facility_location(
     scale = cost**thrift
     similar = np.maximum(points @ points.T, 0.0)
     covered = np.zeros(len(points))
-    heap = [(-float(bound), j, 0) for j, bound in enumerate(similar @ weights / scale)]
+    gains: np.ndarray = similar @ weights / scale
+    heap = [(-float(bound), j, 0) for j, bound in enumerate(gains)]
     heapq.heapify(heap)
-    order: list[int] = []
-    spent = 0.0
+    turn, spent = 0, 0.0
     while heap and spent < amount:
         _, j, seen = heapq.heappop(heap)
-        if seen == len(order):
+        if seen == turn:
             covered = np.maximum(covered, similar[j])
-            order.append(j)
             spent += float(cost[j])
+            turn += 1
             continue
-        gain = float(weights @ np.maximum(similar[j] - covered, 0.0)) / float(scale[j])
-        heapq.heappush(heap, (-gain, j, len(order)))
-    order += [j for _, j, _ in sorted(heap)]
-    return np.array(order, dtype=np.int64)
+        gains[j] = float(weights @ np.maximum(similar[j] - covered, 0.0)) / float(scale[j])
+        heapq.heappush(heap, (-float(gains[j]), j, turn))
+    return gains
