@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import sha256_file
+from paser.artifacts import read_json, sha256_file
 from paser.errors import PaserError
 from paser.lineage.chain import flat
 from paser.lineage.entry import (
@@ -44,8 +44,8 @@ class Trace:
     0 to ln 2) of its rows. `selected` are the rows themselves in training order: `row_id`, `source`,
     `source_row`, `license`, `label`, `cluster`, `tokens`, `jsd`, `ies`, `rank`, `reason` and the beginning
     of the `instruction` (None for a control, whose texts the entry does not hold; its `reason` is
-    `random`). `settings` are by stage; `chain` lists the stages with the digests of what each read and
-    wrote.
+    `random`). `ranked_by` is what `ies` is called: `IES`, or another order of the rows of a cluster.
+    `settings` are by stage; `chain` lists the stages with the digests of what each read and wrote.
     """
 
     model: str
@@ -63,6 +63,7 @@ class Trace:
     seed: int
     entry: str
     selected: list[Row]
+    ranked_by: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,7 +95,14 @@ def trace(model: Path, entry: Path | None = None, most: int | None = None) -> Tr
         seed=provenance["seed"],
         entry=str(source.root),
         selected=_selected(source, provenance["role"], rows.slice(0, most)),
+        ranked_by=ranked_by(source.root),
     )
+
+
+def ranked_by(entry: Path) -> str:
+    """How to call what the rows of a cluster were ranked by, the column `ies` of the decisions."""
+    order = read_json(entry / "budget.json").get("order", "efficiency")  # older selections do not say it
+    return "IES" if order == "efficiency" else str(order)
 
 
 def entry_of(model: Path, entry: Path | None, provenance: Row) -> Entry:
@@ -265,7 +273,7 @@ def _render_rows(found: Trace, console: Console, most: int) -> None:
     table.add_column("row, where it comes from, how it begins", overflow="fold", ratio=1)
     for name in ("licence", "label"):
         table.add_column(name, overflow="fold")
-    for name in ("cluster", "tokens", "JSD", "IES", "rank"):
+    for name in ("cluster", "tokens", "JSD", found.ranked_by, "rank"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
     for number, row in enumerate(shown, 1):

@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import read_json
 from paser.errors import PaserError
 from paser.lineage.entry import OF_POOL, STOPPED_BY, Entry, Row, string_array
 from paser.lineage.provenance import held_out, load_provenance
 from paser.lineage.query import Text, row_beginning
 from paser.lineage.sketch import DIGEST_BYTES
-from paser.lineage.trace import entry_of
+from paser.lineage.trace import entry_of, ranked_by
 from paser.pool.licences import strictest
 
 if TYPE_CHECKING:
@@ -35,15 +34,16 @@ def why(model: Path, entry: Path | None, row: str | Text) -> list[Row]:
 
     `row` is a row id, its beginning (which must be of one row), or a text. Keys: `row_id, role, decision,
     reason, detail, clash, cluster, cluster_name, jsd, loss_original, loss_pruned, ies, rank, tokens,
-    position, label, benchmark, license, occurrences, duplicate_of`. `position` counts from 1 in training
-    order; `jsd` is in nats, 0 to ln 2; `license` is the strictest of the occurrences. `clash` names two
-    concepts, the rows that brought them in, and how many of the row's `known` pairs of concepts were
-    `joined`. For a control, `trained` means drawn at random, and the decisions of the recovered model do not
-    count.
+    position, label, benchmark, license, occurrences, duplicate_of, ranked_by`. `position` counts from 1 in
+    training order; `jsd` is in nats, 0 to ln 2; `ranked_by` is what `ies` is called: `IES`, or another order
+    of the rows of a cluster; `license` is the strictest of the occurrences. `clash` names two concepts, the
+    rows that brought them in, and how many of the row's `known` pairs of concepts were `joined`. For a
+    control, `trained` means drawn at random, and the decisions of the recovered model do not count.
     """
     provenance = load_provenance(model)
     source = entry_of(model, entry, provenance)
     names = {item["cluster"]: item["name"] for item in source.clusters()["clusters"]}
+    called = ranked_by(source.root)
     lines = _matching(source, row)
     asked = {line["row_id"] for line in lines}
     positions = {row_id: n for n, row_id in enumerate(provenance["row_ids"], 1) if row_id in asked}
@@ -74,6 +74,7 @@ def why(model: Path, entry: Path | None, row: str | Text) -> list[Row]:
                 "license": strictest(licenses),
                 "occurrences": line["occurrences"],
                 "duplicate_of": line["duplicate_of"],
+                "ranked_by": called,
             }
         )
     return found
@@ -143,12 +144,6 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def budget_of(entry: Path, cluster: int | None) -> Row | None:
-    """What `budget.json` says of a cluster: `allocated`, `spent`, `accepted`."""
-    content = read_json(entry / "budget.json")
-    return next((c for c in content["clusters"] if c["cluster"] == cluster), None)
-
-
 _WORDS = {
     "trained": "the model was trained on it",
     "rejected": "it was in the pool and was left out",
@@ -182,7 +177,7 @@ def render(rows: list[Row], console: Console) -> None:
         if row["cluster"] is not None:
             line("cluster", f"{row['cluster']} {row['cluster_name'] or ''}".strip())
         for key, name in (
-            ("rank", "rank"), ("position", "training position"), ("jsd", "JSD"), ("ies", "IES"),
+            ("rank", "rank"), ("position", "training position"), ("jsd", "JSD"), ("ies", row["ranked_by"]),
             ("loss_original", "loss, original"), ("loss_pruned", "loss, pruned"), ("tokens", "tokens"),
             ("label", "label"), ("benchmark", "benchmark"), ("duplicate_of", "stands for it"),
             ("license", "licence (strictest)"),

@@ -80,6 +80,20 @@ def test_why_tells_how_an_accepted_row_came_in(finished: Path) -> None:
     assert found["occurrences"][0]["source_row"] == selected[2]["source_row"]
 
 
+def test_what_rows_were_ranked_by_has_the_name_of_its_order(project: Path) -> None:
+    model, row = project / MODEL, read_jsonl(project / "data/selected.jsonl")[0]["row_id"]
+    found = trace(model)
+    assert found.ranked_by == "IES"
+    assert "IES" in invoke("audit", "why", str(model), row).output
+    path = Path(found.entry) / "budget.json"
+    write_json(path, read_json(path) | {"order": "coverage"})
+    assert trace(model).ranked_by == "coverage"
+    for asked in (("why", str(model), row), ("trace", str(model))):
+        shown = invoke("audit", *asked).output
+        assert "coverage" in shown
+        assert "IES" not in shown
+
+
 def test_why_names_the_rows_and_concepts_that_clashed(finished: Path) -> None:
     decisions = read_rows(finished / "data/decisions.parquet", "decisions")
     refused = next(d for d in decisions if d["reason"] == "conflict")
