@@ -21,7 +21,7 @@ ORDERS: dict[str, tuple[str, bool, str]] = {
     "damage": ("jsd", True, "most damaged first"),
     "least": ("jsd", False, "least damaged first"),
     "loss": ("loss_rise", True, "loss rose most first"),
-    "efficiency": ("ies", True, "most efficient first"),
+    "efficiency": ("ies", True, "ranked highest first"),
     "tokens": ("tokens", True, "longest first"),
     "pool": ("", False, "order of the pool"),
 }
