@@ -489,9 +489,9 @@ def compare(
     """Compare selectors on the project's own models and pool, at equal training tokens.
 
     Needs the stages `score` and `cluster`. Selects, trains and measures once a selector and seed. Default:
-    random, paser and per-token; docs/selectors.md has all names.
+    random, paser and recoverable-coverage; docs/selectors.md has all names.
 
-    Example: paser compare random per-token longest --seeds 5 --budget "18000 tokens"
+    Example: paser compare random recoverable longest --seeds 5 --budget "18000 tokens"
     """
     from paser import compare as comparing
 

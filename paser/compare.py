@@ -43,7 +43,7 @@ SELECTED, RECOVERED = "data/selected.jsonl", "data/models/recovered"
 # Of the usable rows, those that a seed draws: without it most selectors would choose the same ones each time.
 DRAWN = 0.8
 METRICS = (FIDELITY, CLOSED)
-DEFAULT = ("random", "paser", "per-token")
+DEFAULT = ("random", "paser", "recoverable-coverage")
 # From this share of the budget on, too few or too many tokens are no comparison at equal cost.
 UNEQUAL = 0.02
 

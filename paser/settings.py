@@ -300,16 +300,16 @@ class SelectSettings(Group):
         },
     }  # fmt: skip
 
-    selector: Literal["paser", "per-token", "recoverable", "recoverable-coverage"] = "paser"
+    selector: Literal["paser", "per-token", "recoverable", "recoverable-coverage"] = "recoverable-coverage"
     budget: str = "10%"
-    divergence: Divergence = "jsd"
-    policy: Policy = "damage"
-    order: Order = "efficiency"
-    gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
+    divergence: Divergence = "recoverability"
+    policy: Policy = "damage_rate"
+    order: Order = "coverage"
+    gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
     floor: Annotated[int, Field(ge=0)] = 0
     concepts: Annotated[int, Field(ge=1, le=64)] = 8
     phrase_words: Annotated[int, Field(ge=1, le=8)] = 3
-    strictness: Fraction = 1.0
+    strictness: Fraction = 0.0
     on_shortfall: Literal["relax", "leave"] = "relax"
     contamination: Literal["exclude", "report"] = "exclude"
     contamination_words: Annotated[int, Field(ge=5, le=50)] = 13

@@ -25,7 +25,11 @@ def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
     assert set(found.values()) == {5}
     assert len(found) == 3 * 2 * 2
     secondary = Counter(cell.name for cell in grid.secondary())
-    assert {name for name, count in secondary.items() if count == 3} == {*grid.THREE_SEEDS, *grid.ABLATIONS}
+    assert {name for name, count in secondary.items() if count == 3} == {
+        grid.THIRD_WINNER,
+        *grid.THREE_SEEDS,
+        *grid.ABLATIONS,
+    }
     assert {name for name, count in secondary.items() if count == 1} == {"full", "random, more tokens"}
     everything = list(grid.cells(grid.PARTS))
     assert {cell.selector for cell in everything} == set(selectors()) - {grid.NAMED_LATER}

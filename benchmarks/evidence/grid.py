@@ -157,7 +157,9 @@ def candidates() -> list[Cell]:
 
 
 def secondary() -> list[Cell]:
-    cells = [cell for name in (*THREE_SEEDS, *ABLATIONS) for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
+    """The default rule, and what it is compared with."""
+    cells = candidate(THIRD_WINNER, DEVELOPMENT_SEEDS[:3])
+    cells += [cell for name in (*THREE_SEEDS, *ABLATIONS) for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
     cells += [cell for name in TWO_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:2])]
     cells += pruned_tokens(DEVELOPMENT_SEEDS[:2]) + with_scoring(DEVELOPMENT_SEEDS[:1])
     return cells + plain("full", DEVELOPMENT_SEEDS[:1])
