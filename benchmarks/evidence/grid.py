@@ -87,8 +87,9 @@ THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 THIRD_WINNER, SIMPLER = "coverage, recoverability, by rate", "recoverable, by rate"
 # The name that the product gave the winner; its cells have the name by which it was tried.
 NAMED_LATER = "recoverable-coverage"
-# Beside the winner, as description, the rule without coverage, which needs no embeddings.
-LAST_COMPARED = ("random", THIRD_WINNER, "paser", SIMPLER)
+# Beside the winner, as description, long answers, the paper's rule, and the one without coverage, which needs
+# no embeddings.
+LAST_COMPARED = ("random", THIRD_WINNER, "longest", "paser", SIMPLER)
 RESERVED = ("random", "paser", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -225,7 +226,7 @@ def fresh() -> list[Cell]:
     schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
     return [
         cell
-        for names in (LAST_COMPARED[:2], LAST_COMPARED[2:])
+        for names in (LAST_COMPARED[:2], LAST_COMPARED[2:3], LAST_COMPARED[3:])
         for scheme in schemes
         for seed in FRESH_SEEDS
         for name in names

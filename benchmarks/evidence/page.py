@@ -213,10 +213,10 @@ def fresh() -> str:
     return _confirmed_again(
         "## Third confirmation",
         f"`{grid.THIRD_WINNER}`, which the third development favoured (below), on a fourth pool that nothing had been drawn from; "
-        f"`{grid.SIMPLER}` as description",
+        f"`longest`, `paser` and `{grid.SIMPLER}` as description",
         (grid.FRESH, grid.FRESH_SEEDS),
         grid.THIRD_WINNER,
-        [(grid.SIMPLER, "random"), (grid.SIMPLER, grid.THIRD_WINNER)],
+        [(name, other) for name in ("longest", grid.SIMPLER) for other in ("random", grid.THIRD_WINNER)],
     )
 
 
