@@ -17,7 +17,7 @@ from paser.artifacts import read_columns, read_json, remove, staged, write_batch
 from paser.cache import Cache
 from paser.progress import progress, say
 from paser.records import row_id
-from paser.settings import load_settings
+from paser.settings import SelectSettings, load_settings
 
 ROWS = 2_580_000
 CLUSTERS = 16
@@ -48,7 +48,7 @@ def select_rows(folder: str, budget: str) -> dict[str, Any]:
 
     project = Path(folder)
     settings = load_settings(ROOT / "params.yaml")
-    chosen = settings.select.model_copy(update={"budget": budget})
+    chosen = SelectSettings.model_validate({"selector": "paser", "budget": budget})
     settings = settings.model_copy(update={"select": chosen})
     context = Context(project, stage("select"), settings, Cache.of(project))
     start = time.perf_counter()
@@ -202,8 +202,8 @@ def render(result: dict[str, Any]) -> str:
         )
     return f"""## Selection
 
-{result["rows"]:,} scored rows ({result["text_gb"]:.1f} GB of texts, {CLUSTERS} clusters of uneven size), one process, the settings
-of `params.yaml`: reading the tables, concepts of the rows that are visited, the concept graph, the random
+{result["rows"]:,} scored rows ({result["text_gb"]:.1f} GB of texts, {CLUSTERS} clusters of uneven size), one process, the
+paper's rule (`select.selector: paser`): reading the tables, concepts of the rows that are visited, the concept graph, the random
 control, and writing `decisions.parquet` with a row for every row of the pool, `selected.jsonl`,
 `control.jsonl` and `budget.json`. Target: a budget of {BUDGET} in at most {TARGET_SECONDS / 60:.0f} minutes and {TARGET_GB:.0f} GB. At {LARGE_BUDGET}
 the rows of some clusters run out.
