@@ -262,12 +262,13 @@ def _score(data: Path, pool: list[Row], rng: np.random.Generator) -> list[Row]:
                 "jsd": jsd,
                 "loss_original": 1.2,
                 "loss_pruned": 1.2 + 3 * jsd,
+                "recoverability": 0.5 * jsd,
                 "prompt_tokens": 12,
                 "response_tokens": row["tokens"] - 12,
                 "status": "ok",
             }
         )
-    rows[0] |= {"jsd": None, "loss_pruned": None, "status": "nonfinite"}
+    rows[0] |= {"jsd": None, "loss_pruned": None, "recoverability": None, "status": "nonfinite"}
     write_table(data / "scores.parquet", "scores", rows)
     return rows
 
