@@ -231,7 +231,7 @@ def _resources(study: Study, positions: np.ndarray) -> Resources:
         recover=settings.recover,
         max_tokens=settings.recover.max_tokens,
     )
-    return Resources(np.load(study.project / "data/embeddings.npy")[positions], losses[0], losses[1], models)
+    return Resources(study.inputs.embeddings()[positions], losses[0], losses[1], models)
 
 
 def _untrained(study: Study, out: Path) -> Row:
