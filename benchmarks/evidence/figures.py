@@ -62,17 +62,60 @@ def bars(path: Path, columns: Mapping[str, Mapping[str, float]], first: str) -> 
             panel.set_yticks(range(len(names)), names if panel is panels[0] else [""] * len(names))
 
 
+def tradeoff(
+    path: Path, kinds: Mapping[str, Mapping[str, Row]], metrics: Sequence[str], also: set[str]
+) -> None:
+    """Every name as a point of two metrics, one colour a kind; what rests on one seed is hollow. Labelled:
+    those that nothing surpasses in both, joined by a line, and `also`."""
+    x, y = metrics
+    points = {
+        name: (found[x]["value"], found[y]["value"])
+        for named in kinds.values()
+        for name, found in named.items()
+    }
+    best = [
+        name
+        for name, (a, b) in points.items()
+        if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in points.values())
+    ]
+    best.sort(key=points.__getitem__)
+    with _figure(path, 1, 5.6, width=8.4) as (panel,):
+        panel.plot(
+            *zip(*(points[name] for name in best), strict=True), color="#bbbbbb", linewidth=1, zorder=1
+        )
+        for colour, (kind, named) in zip(COLOURS, kinds.items(), strict=False):
+            for number, (name, found) in enumerate(named.items()):
+                inside = colour if found[x]["seeds"] > 1 else "white"
+                panel.plot(
+                    *points[name], "o", color=colour, markerfacecolor=inside, markersize=6,
+                    label=kind if not number else None,
+                )  # fmt: skip
+                if name in best or name in also:
+                    panel.annotate(
+                        name,
+                        points[name],
+                        xytext=(6, 4),
+                        textcoords="offset points",
+                        fontsize=8,
+                        color=colour,
+                    )
+        panel.set_xlabel(x, fontsize=9)
+        panel.set_ylabel(y, fontsize=9)
+        panel.legend(fontsize=8, frameon=False, loc="lower left")
+
+
 class _figure:
     """Panels side by side, written to `path` at the end."""
 
-    def __init__(self, path: Path, count: int, height: float) -> None:
+    def __init__(self, path: Path, count: int, height: float, width: float | None = None) -> None:
         import matplotlib
 
         matplotlib.use("Agg")
         from matplotlib import pyplot
 
         self.path, self.pyplot, self.matplotlib = path, pyplot, matplotlib
-        self.figure, axes = pyplot.subplots(1, count, figsize=(3.4 * count + 1.6, height), squeeze=False)
+        size = (width or 3.4 * count + 1.6, height)
+        self.figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False)
         self.panels: Sequence[Any] = axes[0]
         for panel in self.panels:
             panel.tick_params(labelsize=8)

@@ -23,6 +23,9 @@ PAGE = ROOT / "docs/evidence.md"
 IMAGES = ROOT / "docs/images"
 READING = Path(__file__).parent / "reading.md"
 WANDA = grid.WANDA
+# The two metrics that pull apart, and what spends more than the others do.
+TRADED = ("gap closed", "fidelity gap")
+OTHER_BUDGET = ("full", "random, more tokens")
 Row = dict[str, Any]
 # Of a table: a heading, the scheme, the pool and its seeds.
 Column = tuple[str, str, str, Sequence[int]]
@@ -49,6 +52,7 @@ def parts() -> Iterable[str]:
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
+    yield tradeoff_figure()
     winner = (grid.WINNER, grid.plain(grid.WINNER, grid.DEVELOPMENT_SEEDS))
     default = (grid.THIRD_WINNER, grid.candidate(grid.THIRD_WINNER, grid.DEVELOPMENT_SEEDS))
     yield against(
@@ -490,6 +494,32 @@ def differences_figure() -> str:
     return (
         "Every selector minus `random` on the seeds that both have, Wanda 50 %, 18,000 tokens; hollow: one seed.\n\n"
         "![Each selector's difference to random rows in the three metrics](images/evidence-selectors.svg)"
+    )
+
+
+def tradeoff_figure() -> str:
+    """The first metric against the third for everything that was trained at the larger budget."""
+    kinds = {
+        "selectors": rivals(),
+        "parts of the paper's policy": ablations(),
+        "policies of our own": candidates(),
+    }
+    found = {
+        kind: {
+            name: {m: judge(WANDA).mean(m, done) | {"seeds": len(done)} for m in TRADED}
+            for name, cells in named
+            if (done := list(trained(cells).values())) and name not in OTHER_BUDGET
+        }
+        for kind, named in kinds.items()
+    }
+    if not any(found.values()):
+        return ""
+    figures.tradeoff(
+        IMAGES / "evidence-tradeoff.svg", found, TRADED, {"random", "paser", "longest", grid.THIRD_WINNER}
+    )
+    return (
+        "The same cells, gap closed in loss against fidelity; right and up is better, the line joins what nothing surpasses in "
+        "both.\n\n![Fidelity gap against gap closed, one point a selector](images/evidence-tradeoff.svg)"
     )
 
 
