@@ -83,7 +83,8 @@ def tradeoff(
         panel.plot(
             *zip(*(points[name] for name in best), strict=True), color="#bbbbbb", linewidth=1, zorder=1
         )
-        for colour, (kind, named) in zip(COLOURS, kinds.items(), strict=False):
+        for place, (kind, named) in enumerate(kinds.items()):
+            colour = COLOURS[place]
             for number, (name, found) in enumerate(named.items()):
                 inside = colour if found[x]["seeds"] > 1 else "white"
                 panel.plot(
@@ -91,13 +92,9 @@ def tradeoff(
                     label=kind if not number else None,
                 )  # fmt: skip
                 if name in best or name in also:
+                    beside = (6, (4, -10)[place % 2])
                     panel.annotate(
-                        name,
-                        points[name],
-                        xytext=(6, 4),
-                        textcoords="offset points",
-                        fontsize=8,
-                        color=colour,
+                        name, points[name], beside, textcoords="offset points", fontsize=8, color=colour
                     )
         panel.set_xlabel(x, fontsize=9)
         panel.set_ylabel(y, fontsize=9)

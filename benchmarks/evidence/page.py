@@ -515,7 +515,10 @@ def tradeoff_figure() -> str:
     if not any(found.values()):
         return ""
     figures.tradeoff(
-        IMAGES / "evidence-tradeoff.svg", found, TRADED, {"random", "paser", "longest", grid.THIRD_WINNER}
+        IMAGES / "evidence-tradeoff.svg",
+        found,
+        TRADED,
+        {"random", "paser", "longest", "total-damage", "ifd", grid.THIRD_WINNER},
     )
     return (
         "The same cells, gap closed in loss against fidelity; right and up is better, the line joins what nothing surpasses in "
