@@ -453,9 +453,9 @@ class Entry:
         """Columns of the register of rows, all by default."""
         return read_columns(self.root / ROWS, columns or schema("rows").names)
 
-    def table(self, name: str, *columns: str) -> pa.Table:
-        """Columns of `decisions`, `scores` or `texts`, all by default."""
-        return read_columns(self.root / f"{name}.parquet", columns or schema(name).names)
+    def table(self, name: str, *columns: str, optional: Sequence[str] = ()) -> pa.Table:
+        """Columns of `decisions`, `scores` or `texts`, all by default; an `optional` one may be missing."""
+        return read_columns(self.root / f"{name}.parquet", columns or schema(name).names, optional)
 
     def clusters(self) -> dict[str, Any]:
         clusters: dict[str, Any] = read_json(self.root / "clusters.json")

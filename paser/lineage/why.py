@@ -33,12 +33,13 @@ def why(model: Path, entry: Path | None, row: str | Text) -> list[Row]:
     """What is known of a row in a model: a dictionary for each role it has, none where it was not read.
 
     `row` is a row id, its beginning (which must be of one row), or a text. Keys: `row_id, role, decision,
-    reason, detail, clash, cluster, cluster_name, jsd, loss_original, loss_pruned, ies, rank, tokens,
-    position, label, benchmark, license, occurrences, duplicate_of, ranked_by`. `position` counts from 1 in
-    training order; `jsd` is in nats, 0 to ln 2; `ranked_by` is what `ies` is called: `IES`, or another order
-    of the rows of a cluster; `license` is the strictest of the occurrences. `clash` names two concepts, the
-    rows that brought them in, and how many of the row's `known` pairs of concepts were `joined`. For a
-    control, `trained` means drawn at random, and the decisions of the recovered model do not count.
+    reason, detail, clash, cluster, cluster_name, jsd, recoverability, loss_original, loss_pruned, ies, rank,
+    tokens, position, label, benchmark, license, occurrences, duplicate_of, ranked_by`. `position` counts from
+    1 in training order; `jsd` is in nats, 0 to ln 2; `recoverability`, -1/2 to 2, is None where the entry has
+    none; `ranked_by` is what `ies` is called: `IES`, or another order of the rows of a cluster; `license` is
+    the strictest of the occurrences. `clash` names two concepts, the rows that brought them in, and how many
+    of the row's `known` pairs of concepts were `joined`. For a control, `trained` means drawn at random, and
+    the decisions of the recovered model do not count.
     """
     provenance = load_provenance(model)
     source = entry_of(model, entry, provenance)
@@ -117,13 +118,14 @@ def _matching(entry: Entry, row: str | Text) -> list[Row]:
 
 def _decision(entry: Entry, line: Row, role: str) -> Row:
     """Decision, scores and rank of a row of the pool; empty for any other."""
-    found: Row = dict.fromkeys(("decision", "ies", "rank", "jsd", "loss_original", "loss_pruned", "tokens"))
+    measured = ("jsd", "recoverability", "loss_original", "loss_pruned")
+    found: Row = dict.fromkeys(("decision", "ies", "rank", *measured, "tokens"))
     found["detail"] = ""
     if line["role"] not in OF_POOL:
         return found
     columns = ("row_id", "jsd", "loss_original", "loss_pruned", "prompt_tokens", "response_tokens")
-    score = _one(entry.table("scores", *columns), line["row_id"])
-    found |= {key: _finite(score.get(key)) for key in ("jsd", "loss_original", "loss_pruned")}
+    score = _one(entry.table("scores", *columns, optional=("recoverability",)), line["row_id"])
+    found |= {key: _finite(score.get(key)) for key in measured}
     if score:
         found["tokens"] = score["prompt_tokens"] + score["response_tokens"]
     if role == "recovered":
@@ -177,7 +179,8 @@ def render(rows: list[Row], console: Console) -> None:
         if row["cluster"] is not None:
             line("cluster", f"{row['cluster']} {row['cluster_name'] or ''}".strip())
         for key, name in (
-            ("rank", "rank"), ("position", "training position"), ("jsd", "JSD"), ("ies", row["ranked_by"]),
+            ("rank", "rank"), ("position", "training position"), ("jsd", "JSD"),
+            ("recoverability", "recoverability"), ("ies", row["ranked_by"]),
             ("loss_original", "loss, original"), ("loss_pruned", "loss, pruned"), ("tokens", "tokens"),
             ("label", "label"), ("benchmark", "benchmark"), ("duplicate_of", "stands for it"),
             ("license", "licence (strictest)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def test_why_tells_how_an_accepted_row_came_in(finished: Path) -> None:
         assert found[key] == decision[key]
     assert found["tokens"] == selected[2]["tokens"]
     assert found["occurrences"][0]["source_row"] == selected[2]["source_row"]
+
+
+def test_why_tells_what_training_could_win_back_where_the_entry_knows_it(project: Path) -> None:
+    import pyarrow.parquet as pq
+
+    model, row = project / MODEL, read_jsonl(project / "data/selected.jsonl")[0]["row_id"]
+    (found,) = why(model, None, row)
+    assert found["recoverability"] == pytest.approx(0.5 * found["jsd"])
+    assert f"recoverability  {found['recoverability']:.4f}" in re.sub(
+        " {3,}", "  ", invoke("audit", "why", str(model), row).output
+    )
+    scores = Path(trace(model).entry) / "scores.parquet"
+    pq.write_table(pq.read_table(scores).drop_columns(["recoverability"]), scores)
+    (older,) = why(model, None, row)
+    assert older == found | {"recoverability": None}
 
 
 def test_what_rows_were_ranked_by_has_the_name_of_its_order(project: Path) -> None:
