@@ -165,16 +165,8 @@ def test_the_tutorial_can_be_followed_on_another_project(finished: Path, tmp_pat
         here = [row if word.startswith("r1-") else word for word in words]
         here = [str(tmp_path / "proof.json") if word == "proof.json" else word for word in here]
         outputs.append(projects.run(folder, *here).stdout)
-    for label in (
-        "role",
-        "reason",
-        "rank",
-        "training position",
-        "JSD",
-        "recoverability",
-        "coverage",
-        "loss, pruned",
-    ):
+    ranked = ("rank", "training position", "JSD", "recoverability", "coverage")
+    for label in ("role", "reason", *ranked, "loss, pruned", "found in"):
         assert re.search(rf"(?m)^ {{4}}{label}  ", page)
         assert re.search(rf"(?m)^{label}  ", outputs[0])
     assert "the proof holds" in "".join(outputs)
