@@ -17,7 +17,7 @@ demo: $(READY)
 # JOBS: processes that share the tests.
 JOBS ?= 2
 test: $(READY)
-	pytest -q -n $(JOBS)
+	pytest -q -n $(JOBS) --durations 25 --durations-min 5
 	$(MAKE) --no-print-directory lint
 
 # What takes minutes or the real model.
