@@ -26,21 +26,21 @@ def test_the_grid_has_the_seeds_budgets_and_schemes_of_the_plan() -> None:
     assert len(found) == 3 * 2 * 2
     secondary = Counter(cell.name for cell in grid.secondary())
     assert {name for name, count in secondary.items() if count == 3} == {
-        grid.THIRD_WINNER,
+        grid.DEFAULT,
         *grid.THREE_SEEDS,
         *grid.ABLATIONS,
     }
     assert {name for name, count in secondary.items() if count == 1} == {"full", "random, more tokens"}
     everything = list(grid.cells(grid.PARTS))
-    assert {cell.selector for cell in everything} == set(selectors()) - {grid.NAMED_LATER}
+    assert {cell.selector for cell in everything} == set(selectors()) - {grid.DEFAULT}
     assert all(a != b for i, a in enumerate(everything) for b in everything[:i])
 
 
 def test_the_candidate_that_was_confirmed_is_the_rule_by_its_later_name() -> None:
-    chosen, options, cluster = grid.CANDIDATES[grid.THIRD_WINNER]
+    chosen, options, cluster = grid.CANDIDATES[grid.DEFAULT]
     assert (chosen, cluster) == ("coverage", {})
     written = CoverageSettings.model_validate(options).model_dump()
-    named = SelectSettings(selector=grid.NAMED_LATER).model_dump()
+    named = SelectSettings(selector=grid.DEFAULT).model_dump()
     assert {key: written.pop(key) for key in Covering.model_fields} == BY_THE_TOKEN.model_dump()
     for rule in (written, named):
         del rule["selector"], rule["order"]

@@ -132,7 +132,7 @@ class Cell:
             "options": rule(self),
             "settings": selecting_settings(self),
             "model": worlds.model_key(self.scheme) if needs_models(self.selector) else None,
-            "small": worlds.model_key(worlds.SMALL) if NEEDS_SMALL in needs else None,
+            "small": worlds.model_key(worlds.SMALL_MODEL) if NEEDS_SMALL in needs else None,
             "pool_rows": world().digests[self.pool],
             "targets": [row["row_id"] for row in world().targets] if TARGETS in needs else None,
             "encoder": worlds.encoder_digest() if {EMBEDDINGS, CLUSTERS} & needs else None,
@@ -293,7 +293,7 @@ def chosen_rows(cell: Cell) -> Row:
     models = Models(
         pruned=opener(worlds.model_path(cell.scheme), torch.bfloat16),
         samples=lambda places: [samples[i] for i in places],
-        small=opener(worlds.model_path(worlds.SMALL), torch.bfloat16),
+        small=opener(worlds.model_path(worlds.SMALL_MODEL), torch.bfloat16),
         targets=[row_to_sample(row) for row in world().targets] if TARGETS in needs else (),
         recover=recover_settings(),
         max_tokens=MAX_TOKENS,

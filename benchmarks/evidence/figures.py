@@ -66,7 +66,7 @@ def tradeoff(
     path: Path, kinds: Mapping[str, Mapping[str, Row]], metrics: Sequence[str], also: set[str]
 ) -> None:
     """Every name as a point of two metrics, one colour a kind; what rests on one seed is hollow. Labelled:
-    those that nothing surpasses in both, joined by a line, and `also`."""
+    those that nothing surpasses in both, joined by a line, and `also`. A share of 1 has a line of its own."""
     x, y = metrics
     points = {
         name: (found[x]["value"], found[y]["value"])
@@ -83,6 +83,7 @@ def tradeoff(
         panel.plot(
             *zip(*(points[name] for name in best), strict=True), color="#bbbbbb", linewidth=1, zorder=1
         )
+        panel.axvline(1, color=COLOURS[1], linewidth=1, linestyle=":", zorder=0)
         for place, (kind, named) in enumerate(kinds.items()):
             colour = COLOURS[place]
             for number, (name, found) in enumerate(named.items()):
@@ -125,6 +126,6 @@ class _figure:
     def __exit__(self, *error: object) -> None:
         self.figure.tight_layout()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.matplotlib.rc_context({"svg.hashsalt": "paser"}):
+        with self.matplotlib.rc_context({"svg.hashsalt": "paser", "svg.fonttype": "none"}):
             self.figure.savefig(self.path, format="svg", metadata={"Date": None}, facecolor="white")
         self.pyplot.close(self.figure)

@@ -20,6 +20,7 @@ WINNER = "per-token"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
 TAUGHT: dict[str, Any] = {"distill": {"weight": 1.0}}
 BY_RATE: dict[str, Any] = {"policy": "damage_rate", "gamma": 0.5}
+UNDAMAGED: dict[str, Any] = {"policy": "proportional", "power": 0.0, "thrift": 0.5}
 COVERING: dict[str, Any] = {"divergence": "recoverability", "weight": "per_token", "thrift": 0.5}
 # Policies of our own by the name that the page gives them: selector, options, settings of the clusters.
 CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -38,7 +39,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "recoverable, by rate, gamma 1/4": ("recoverable", {**BY_RATE, "gamma": 0.25}, {}),
     "per-token, by rate": ("per-token", BY_RATE, {}),
     "coverage, recoverability": ("coverage", COVERING, {}),
-    "coverage, recoverability, by rate": ("coverage", {**COVERING, **BY_RATE}, {}),
+    "recoverable-coverage": ("coverage", {**COVERING, **BY_RATE}, {}),
+    "recoverable-coverage, no damage": ("coverage", UNDAMAGED, {}),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
     "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),
@@ -55,10 +57,11 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coverage, loss increase": ("coverage", {"divergence": "delta_loss"}, {}),
     "coverage, uniform budget": ("coverage", {"policy": "uniform"}, {}),
 }  # fmt: skip
-# The best six of seed 1, which have the other seeds too (docs/decisions/evidence-plan.md), and the control.
+# The best six of seed 1, which have the other seeds too (docs/decisions/evidence-plan.md), and the controls:
+# clusters and length, or clusters and coverage, without damage.
 LEADING = (
-    "per-token", "per-token, no damage", "per-token, size alone", "recoverable", "per-token, fine clusters",
-    "recoverable, fine clusters", "per-token, uniform budget",
+    "per-token", "per-token, size alone", "recoverable", "recoverable, by rate", "per-token, fine clusters",
+    "recoverable, fine clusters", "per-token, no damage", "recoverable-coverage, no damage",
 )  # fmt: skip
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
 THREE_SEEDS = ("top-damage", "ifd", "prototypes")
@@ -81,15 +84,16 @@ HARD = "wanda-2:4"
 # then, as a second pool of another make-up.
 THIRD = (
     "recoverable, by rate", "recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4",
-    "per-token, by rate", "coverage, recoverability, by rate",
+    "per-token, by rate", "recoverable-coverage",
 )  # fmt: skip
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
-THIRD_WINNER, SIMPLER = "coverage, recoverability, by rate", "recoverable, by rate"
-# The name that the product gave the winner; its cells have the name by which it was tried.
-NAMED_LATER = "recoverable-coverage"
+# Its cells are of the selector `coverage` with options; the product's name for these came with the result.
+DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
 # Beside the winner, as description, long answers, the paper's rule, and the one without coverage, which needs
 # no embeddings.
-LAST_COMPARED = ("random", THIRD_WINNER, "longest", "paser", SIMPLER)
+LAST_COMPARED = ("random", DEFAULT, "longest", "paser", SIMPLER)
+# In the hardest scheme also the selector that is ahead of the winner in the lightest, and its control.
+LAST_BESIDE = ("total-damage", "recoverable-coverage, no damage")
 RESERVED = ("random", "paser", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -106,10 +110,12 @@ TAUGHT_CANDIDATES = (
     "size-aware, no filter", "fine clusters, size-aware, no filter", "per-token, by mean", "coverage",
     "coverage, thrift", "coverage, uniform budget",
 )  # fmt: skip
-TAUGHT_RIVALS = ("random", "paser", WINNER, "longest", "top-damage")
+TAUGHT_RIVALS = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
-STEPS_COMPARED = ("random", "paser", WINNER, "longest")
+STEPS_COMPARED = ("random", "paser", WINNER, "longest", DEFAULT)
+# Rows on which the dense model is trained too.
+CEILING = (*CONFIRMED, DEFAULT)
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("K = 4", {"cluster": {"k": 4}}),
     ("K = 8", {"cluster": {"k": 8}}),
@@ -124,6 +130,14 @@ SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("policy damage_size", {"options": {"policy": "damage_size"}}),
     ("policy damage_power", {"options": {"policy": "damage_power"}}),
     ("policy proportional", {"options": {"policy": "proportional"}}),
+)
+# Of the default rule: options, or settings of the clusters.
+SENSITIVITY_OF_DEFAULT: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("gamma 0", {"gamma": 0.0}, {}),
+    ("gamma 1", {"gamma": 1.0}, {}),
+    ("thrift 0", {"thrift": 0.0}, {}),
+    ("thrift 1", {"thrift": 1.0}, {}),
+    ("K = 24", {}, FINE),
 )
 
 
@@ -159,7 +173,7 @@ def candidates() -> list[Cell]:
 
 def secondary() -> list[Cell]:
     """The default rule, and what it is compared with."""
-    cells = candidate(THIRD_WINNER, DEVELOPMENT_SEEDS[:3])
+    cells = candidate(DEFAULT, DEVELOPMENT_SEEDS[:3])
     cells += [cell for name in (*THREE_SEEDS, *ABLATIONS) for cell in plain(name, DEVELOPMENT_SEEDS[:3])]
     cells += [cell for name in TWO_SEEDS for cell in plain(name, DEVELOPMENT_SEEDS[:2])]
     cells += pruned_tokens(DEVELOPMENT_SEEDS[:2]) + with_scoring(DEVELOPMENT_SEEDS[:1])
@@ -176,7 +190,7 @@ def with_scoring(seeds: Iterable[int]) -> list[Cell]:
 
 def ceiling() -> list[Cell]:
     """The dense model on the rows that were chosen for the pruned one."""
-    return [cell for name in CONFIRMED for cell in plain(name, DEVELOPMENT_SEEDS[:1], train=DENSE)]
+    return [cell for name in CEILING for cell in named(name, DEVELOPMENT_SEEDS[:1], train=DENSE)]
 
 
 def sensitivity() -> list[Cell]:
@@ -184,6 +198,17 @@ def sensitivity() -> list[Cell]:
         cell
         for name, changes in SENSITIVITY
         for cell in plain("paser", DEVELOPMENT_SEEDS[:1], name=name, **changes)
+    ]
+
+
+def sensitivity_of_default() -> list[Cell]:
+    chosen, options, _ = CANDIDATES[DEFAULT]
+    return [
+        cell
+        for name, changes, cluster in SENSITIVITY_OF_DEFAULT
+        for cell in plain(
+            chosen, DEVELOPMENT_SEEDS[:1], name=name, options={**options, **changes}, cluster=cluster
+        )
     ]
 
 
@@ -224,10 +249,11 @@ def fresh() -> list[Cell]:
     """The winner of the third development on rows that no pool has had: what decides first, the hardest
     scheme before the others."""
     schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
+    parts = [(LAST_COMPARED[:2], schemes), (LAST_COMPARED[2:3], schemes), (LAST_BESIDE, schemes[:1])]
     return [
         cell
-        for names in (LAST_COMPARED[:2], LAST_COMPARED[2:3], LAST_COMPARED[3:])
-        for scheme in schemes
+        for names, where in (*parts, (LAST_COMPARED[3:], schemes))
+        for scheme in where
         for seed in FRESH_SEEDS
         for name in names
         for cell in confirmed(name, [seed], scheme, pool=FRESH)
@@ -290,7 +316,7 @@ def equal_steps() -> list[Cell]:
         cell
         for recover in ({}, TAUGHT)
         for name in STEPS_COMPARED
-        for cell in plain(name, DEVELOPMENT_SEEDS[:1], recover=recover, steps=STEPS)
+        for cell in named(name, DEVELOPMENT_SEEDS[:1], recover=recover, steps=STEPS)
     ]
     more = [cell for name in CONFIRMED for cell in taught(name, DEVELOPMENT_SEEDS[:1], steps=2 * STEPS)]
     return equal + more
@@ -312,6 +338,7 @@ PARTS = {
     "secondary": secondary,
     "primary": primary,
     "sensitivity": sensitivity,
+    "sensitivity-of-default": sensitivity_of_default,
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,26 @@ from benchmarks.evidence import figures, grid
 from benchmarks.evidence import world as worlds
 from benchmarks.evidence.analysis import METRICS, judge_of, paired, trained
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.world import DENSE, SCHEMES, scores, task_items, world
-from paser.evaluation.paired import ACCURACY, Judge, holm, shown, verdict
+from benchmarks.evidence.world import DENSE, SCHEMES, TASK_ITEMS, scores, task_items, world
+from paser.evaluation.paired import ACCURACY, CLOSED, FIDELITY, Judge, holm, shown, verdict
 from paser.progress import duration, say
 
 PAGE = ROOT / "docs/evidence.md"
 IMAGES = ROOT / "docs/images"
 READING = Path(__file__).parent / "reading.md"
 WANDA = grid.WANDA
+WHERE = f"Development pool, {SCHEMES[WANDA]}, {grid.LARGE:,} training tokens"
+# Beside a gap closed of more than 1.
+OVER = "†"
+# Selectors that `reading.md` tells of.
+TOLD = (
+    grid.DEFAULT, "random", "paser", "per-token", "recoverable", "longest", "total-damage", "ifd", "k-centre",
+    "paser-random-inside",
+)  # fmt: skip
+# A token of training goes forward and, at twice the cost, backward, in each epoch; in forward passes.
+PASSES_OF_TRAINING = 3 * cell_files.recover_settings().epochs
 # The two metrics that pull apart, and what spends more than the others do.
-TRADED = ("gap closed", "fidelity gap")
+TRADED = (CLOSED, FIDELITY)
 OTHER_BUDGET = ("full", "random, more tokens")
 Row = dict[str, Any]
 # Of a table: a heading, the scheme, the pool and its seeds.
@@ -43,42 +54,47 @@ def write() -> None:
 
 
 def parts() -> Iterable[str]:
+    default = (grid.DEFAULT, grid.candidate(grid.DEFAULT, grid.DEVELOPMENT_SEEDS))
+    ours = [(name, cells) for name, cells in candidates() if name != grid.DEFAULT]
+    compared = [*rivals(), *ours]
     yield opening()
-    yield READING.read_text(encoding="utf-8") if READING.exists() else ""
+    yield reading()
     yield models_table()
-    yield confirmation()
-    yield reserve()
     yield fresh()
     yield primary_table()
     yield budgets_figure()
     yield differences_figure()
     yield tradeoff_figure()
-    winner = (grid.WINNER, grid.plain(grid.WINNER, grid.DEVELOPMENT_SEEDS))
-    default = (grid.THIRD_WINNER, grid.candidate(grid.THIRD_WINNER, grid.DEVELOPMENT_SEEDS))
     yield against(
         "## Other selectors",
-        f"Development pool, Wanda 50 %, 18,000 tokens: mean over the seeds, and the paired difference to the default rule, "
-        f"`{default[0]}`, on the seeds that both have. *p*: two-sided, corrected by Holm's method over all that are planned for "
-        f"this table; none from one seed. A difference below 0 is in favour of `{default[0]}`; its parts were chosen on this pool.",
+        f"{WHERE}: mean over the seeds, what the default rule, `{grid.DEFAULT}`, has on the seeds that both have, and the paired "
+        "difference. *p*: two-sided, corrected by Holm's method, for each metric over all that are planned for this table and the one "
+        "of our own policies; none from one seed. A difference below 0 is in favour of the default rule; its parts were chosen on this pool.",
         rivals(),
         *default,
+        compared,
     )
     yield against(
         "## What the parts of PASER are worth",
-        "The paper's policy with one part taken away, minus the whole.",
+        "The paper's policy with one part taken away, minus the whole. Holm's method over this table.",
         ablations(),
         "paser",
         grid.plain("paser", grid.DEVELOPMENT_SEEDS),
     )
     yield against(
         "## Policies of our own",
-        f"The same pool, scheme and budget. Of the best, which are level, the simplest was confirmed on the other pool: `{grid.WINNER}`. "
-        "`per-token, no damage` is a control: the same clusters, shares by size, rows by the share of their tokens that is response.",
-        [(name, cells) for name, cells in candidates() if name != grid.WINNER],
-        *winner,
+        f"The same pool, scheme, budget and family of *p*. How the default came out of them: *How the default was found*. Two controls do not look at "
+        f"damage: `per-token, no damage` (clusters by size, rows by the share of their tokens that is response) and `{grid.DEFAULT}, no damage` "
+        "(clusters by size, plain coverage).",
+        ours,
+        *default,
+        compared,
     )
     yield chosen_rows()
+    yield HOW_FOUND
+    yield confirmation()
     yield second()
+    yield reserve()
     yield third()
     yield distilled()
     yield equal_steps()
@@ -121,16 +137,74 @@ def candidates() -> list[tuple[str, list[Cell]]]:
     return [(name, grid.candidate(name, grid.DEVELOPMENT_SEEDS)) for name in grid.CANDIDATES]
 
 
+HOW_FOUND = f"""## How the default was found
+
+Three rules were tested on pools and seeds that they had not been developed on, each after a development that began where the one before had
+failed. What was decided when, and what had been seen by then, is in the [plan](decisions/evidence-plan.md), with dates. All developments chose by
+the held-out rows on which all tests were made; the intervals do not cover that. A rule passes where it is ahead of random rows in {FIDELITY} in every scheme and
+behind in no scheme in {ACCURACY}."""
+
+
 def opening() -> str:
-    pools = ", ".join(f"{name} {len(rows):,} rows" for name, rows in world().pools.items())
+    pools = "; ".join(
+        f"{name} {len(rows):,} rows of {len({row['label'] for row in rows})} labels"
+        for name, rows in world().pools.items()
+    )
+    tasks = ", ".join(f"{name} ({min(TASK_ITEMS, len(items))} items)" for name, items in task_items().items())
     return f"""# Evidence
 
-Written by `make evidence`; the plan was fixed before the first cell: [decisions/evidence-plan.md](decisions/evidence-plan.md).
-What selectors are: [selectors.md](selectors.md). SmolLM2-135M, pruned; pools: {pools}; {len(world().held_out)} held-out rows
-of {len({r["label"] for r in world().held_out})} labels; {", ".join(f"{n} ({min(100, len(i))} items)" for n, i in task_items().items())}.
-Everything is compared at the same number of training tokens, but for `full` and what says so. Intervals are 95 % bootstraps over seeds and rows (or items),
-paired where a difference is shown; a difference counts where its interval excludes 0. One small model: a measurement, no law.
+Written by `make evidence`, by a plan that was fixed before the first cell and whose changes since are dated:
+[decisions/evidence-plan.md](decisions/evidence-plan.md). What selectors are: [selectors.md](selectors.md). SmolLM2-135M, pruned. Pools: {pools}.
+{len(world().held_out)} held-out rows of {len({r["label"] for r in world().held_out})} labels, the same for everything; {tasks}.
+
+- **{FIDELITY}**: how much of the distance to the original model is won back, 1 - JSD of the recovered model / JSD of the pruned one on held-out
+  responses. Below 0: farther away than without training.
+- **{ACCURACY}**: mean over the tasks.
+- **{CLOSED}**: how much of the rise in loss is undone. Over 1 (marked {OVER}) training taught formats that the original model never had.
+- **damage** of a row: JSD between the two models on its response. **Recoverability**: what a step of training on it takes off that distance, to
+  first order ([selectors.md](selectors.md)). **By rate**: a cluster's share of the budget follows what a training token recovers there.
+
+Everything is compared at the same number of training tokens, but for what says so. Intervals are 95 % bootstraps over seeds and rows (or items),
+paired where a difference is shown; a difference counts (*ahead*, *behind*) where its interval excludes 0. Two or three seeds say little about other
+seeds. One small model: a measurement, no law.
 """
+
+
+def reading() -> str:
+    """`reading.md`, with values from the cells in the place of their names in braces."""
+    values = told()
+    return re.sub(r"\{([^{}]+)\}", lambda found: values[found[1]], READING.read_text(encoding="utf-8"))
+
+
+def told() -> dict[str, str]:
+    """What `reading.md` may name: of the default minus random rows on the fresh pool, then of selectors on the
+    development pool."""
+    values = {}
+    for scheme, title in SCHEMES.items():
+        ours, theirs = paired(
+            *(
+                grid.confirmed(name, grid.FRESH_SEEDS, scheme, pool=grid.FRESH)
+                for name in (grid.DEFAULT, "random")
+            )
+        )
+        for metric in METRICS:
+            values[f"{metric}, {title}"] = signed(judge(scheme).difference(metric, ours, theirs))
+        values[f"seeds, {title}"] = str(len(ours))
+    for name in TOLD:
+        cells = grid.named(name, grid.DEVELOPMENT_SEEDS)
+        done = trained(cells)
+        for metric in METRICS:
+            values[f"{metric} of {name}"] = f"{judge(WANDA).mean(metric, list(done.values()))['value']:.2f}"
+        chosen = [cell_files.selection(cell)["rows"] for cell in cells if cell.seed in done]
+        consists = contents(chosen, grid.DEVELOPMENT)
+        values[f"wrong answers of {name}"] = f"{consists['wrong']:.0%}"
+        values[f"response tokens of {name}"] = f"{consists['response']:,.0f}"
+    whole = contents([[row["row_id"] for row in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)
+    values["wrong answers of the pool"] = f"{whole['wrong']:.0%}"
+    (first,) = grid.candidate(grid.DEFAULT, grid.DEVELOPMENT_SEEDS[:1])
+    forward = cell_files.selection(first)["cost"]["forward_tokens"]
+    values["trainings that scoring costs"] = f"{forward / (PASSES_OF_TRAINING * grid.LARGE):.1f}"
+    return values
 
 
 def models_table() -> str:
@@ -169,7 +243,7 @@ def primary_table() -> str:
                     a, b, difference, found = sides
                     lines.append(
                         f"| {SCHEMES[scheme]} | {budget:,} | {a} | {b} | {difference} | "
-                        f"{number(found['sd'])} | {found['least']:.3f} |"
+                        f"{number(found['sd'])} | {least(found)} |"
                     )
         if lines:
             head = f"| scheme | tokens | `paser` | `random` | {metric}: difference | | seeds | sd | least |"
@@ -177,9 +251,9 @@ def primary_table() -> str:
     if not blocks:
         return ""
     return (
-        "## `paser` against `random`\n\nThe paper's policy with the product's defaults, development pool. *sd*: "
+        "## `paser` against `random`\n\nThe paper's policy (in our implementation), development pool. *sd*: "
         "standard deviation of the paired difference over seeds; *least*: 2.8 standard errors over seeds and rows, the least "
-        "difference that would be found four times in five. A tie where *least* is large is no evidence of equality.\n\n"
+        "difference that as many seeds would find four times in five. A tie where *least* is large is no evidence of equality.\n\n"
         + "\n\n".join(blocks)
     )
 
@@ -193,10 +267,10 @@ def confirmation() -> str:
     if not any(lines.values()):
         return ""
     return (
-        f"## Confirmation\n\n`{grid.WINNER}`, which development favoured, on the other pool with other seeds: {grid.LARGE:,} training "
-        "tokens. It was not blind to the last row: of Wanda 50 %, two seeds of it and three of the others had been seen before it was "
-        "named (the plan says how); *unseen seeds* are those of which no difference had been. Held-out rows and task items are "
-        f"the same as in development. {', '.join(f'`{name}`' for name in grid.SCEPTICS)}: description, which the plan did not have at "
+        f"### First test: `{grid.WINNER}`\n\nWhat development favoured, on the confirmation pool with seeds of its own, {grid.LARGE:,} training "
+        f"tokens. It was not blind to the last row: of {SCHEMES[WANDA]}, a few seeds had been seen before it was "
+        "named (the plan says how); *unseen seeds* are those of which no difference had been. "
+        f"{', '.join(f'`{name}`' for name in grid.SCEPTICS)}: description, which the plan did not have at "
         "first. *least*: 2.8 standard errors, the least difference that would be found four times in five.\n\n"
         + _blocks({metric: lines[metric] + unseen[metric] for metric in METRICS})
     )
@@ -204,36 +278,40 @@ def confirmation() -> str:
 
 def reserve() -> str:
     """The winner of the second development, on the third pool."""
-    return _confirmed_again(
-        "## Second confirmation",
-        f"`{grid.SECOND_WINNER}`, which the second development favoured (below), on a third pool that nothing had been drawn from",
+    return _tested(
+        f"### Second test: `{grid.SECOND_WINNER}`",
+        "What the second development favoured, on the third pool (*reserve*).",
         (grid.RESERVE, grid.RESERVE_SEEDS),
-        grid.SECOND_WINNER,
+        [(grid.SECOND_WINNER, "random"), (grid.SECOND_WINNER, "paser"), ("paser", "random")],
     )
 
 
 def fresh() -> str:
     """The winner of the third development, on the fourth pool."""
-    return _confirmed_again(
-        "## Third confirmation",
-        f"`{grid.THIRD_WINNER}`, which the third development favoured (below), on a fourth pool that nothing had been drawn from; "
-        f"`longest`, `paser` and `{grid.SIMPLER}` as description",
+    pairs = [(grid.DEFAULT, "random"), (grid.DEFAULT, "paser"), ("paser", "random")]
+    beside = ("longest", *grid.LAST_BESIDE, grid.SIMPLER)
+    pairs += [(name, other) for name in beside for other in ("random", grid.DEFAULT)]
+    return _tested(
+        "## The default rule, tested",
+        f"`{grid.DEFAULT}`, which came out of three developments (*How the default was found*), on a fourth pool (*fresh*) from which nothing had been "
+        f"drawn. The pair that decides is the one with `random`; others are description. Held-out rows have labels that this pool lacks: {_lacking()}.",
         (grid.FRESH, grid.FRESH_SEEDS),
-        grid.THIRD_WINNER,
-        [(name, other) for name in ("longest", grid.SIMPLER) for other in ("random", grid.THIRD_WINNER)],
+        pairs,
     )
 
 
-def _confirmed_again(
-    title: str, what: str, where: tuple[str, Sequence[int]], winner: str, more: Sequence[tuple[str, str]] = ()
-) -> str:
-    pairs = [(winner, "random"), (winner, "paser"), ("paser", "random"), *more]
+def _lacking() -> str:
+    inside = {row["label"] for row in world().pools[grid.FRESH]}
+    return ", ".join(sorted({str(row["label"]) for row in world().held_out if row["label"] not in inside}))
+
+
+def _tested(title: str, what: str, where: tuple[str, Sequence[int]], pairs: Sequence[tuple[str, str]]) -> str:
     lines = _confirmed(*where, pairs)
     if not any(lines.values()):
         return ""
     return (
-        f"{title}\n\n{what}, with seeds of its own: {grid.LARGE:,} training tokens. Held-out rows and task items are the same again.\n\n"
-        + _blocks(lines)
+        f"{title}\n\n{what} {grid.LARGE:,} training tokens, seeds of its own; held-out rows and task items are those of all "
+        "developments.\n\n" + _blocks(lines)
     )
 
 
@@ -272,9 +350,10 @@ def second() -> str:
     """The second development, on one seed of the development pool in every scheme."""
     columns = _schemes_of_development()
     return _developed(
-        "## A second development: every scheme",
-        "Development pool, 18,000 tokens, seed 1. What has the highest of the lowest bounds goes on, because the rule for the default asks for "
-        "every scheme; of two that are level in it, the one with the higher mean. The mean alone ranks otherwise.",
+        "### Second development: every scheme",
+        f"Development pool, {grid.LARGE:,} training tokens, one seed. It was to go by the mean over schemes; with this seed seen, before any row of the "
+        "third pool was, it was decided to go by the highest of the lowest bounds, because a rule has to pass in every scheme, and by the mean "
+        "where two are level. The mean alone would have taken another.",
         grid.SECOND[1:],
         columns,
     )
@@ -291,9 +370,9 @@ def third() -> str:
     columns = _schemes_of_development()
     columns.append((f"{SCHEMES[grid.HARD]}, reserve", grid.HARD, grid.RESERVE, grid.RESERVE_SEEDS[:2]))
     return _developed(
-        "## A third development: another pool too",
-        "As in the second, and on two seeds of the reserve, where labels with short answers are most of the rows. *By rate*: budget by "
-        "(damage of all response tokens over all training tokens of the cluster) to the power 1/2, or the one named. A dash where a cell "
+        "### Third development: another pool too",
+        "As in the second, and on seeds of the reserve, where labels with short answers are most of the rows. *By rate*: budget by "
+        "(damage of all response tokens over all training tokens of the cluster) to the power `gamma`, 1/2 where none is named. A dash where a cell "
         "is missing; the lowest bound and the mean are over the columns that are there.",
         (*grid.THIRD, *grid.THIRD_BESIDE, grid.SECOND_WINNER),
         columns,
@@ -351,8 +430,7 @@ def distilled() -> str:
         return ""
     return (
         "## With the original model as teacher\n\n`recover.distill.weight: 1`: training follows the original model's distributions "
-        "on the chosen rows, not their responses. Development pool, Wanda 50 %, 18,000 tokens.\n\n"
-        + _blocks(lines)
+        f"on the chosen rows, not their responses. {WHERE}.\n\n" + _blocks(lines)
     )
 
 
@@ -363,16 +441,16 @@ def equal_steps() -> str:
     for teacher, recover in (("no", {}), ("yes", grid.TAUGHT)):
         for name in grid.STEPS_COMPARED:
             for steps, how in named.items():
-                cells = grid.plain(name, grid.DEVELOPMENT_SEEDS[:1], recover=recover, steps=steps)
+                cells = grid.named(name, grid.DEVELOPMENT_SEEDS[:1], recover=recover, steps=steps)
                 if found := list(trained(cells).values()):
-                    values = " | ".join(share(judge(WANDA).mean(m, found)) for m in METRICS)
+                    values = " | ".join(share(judge(WANDA).mean(m, found), m) for m in METRICS)
                     lines.append(f"| {teacher} | `{name}` | {how} | {found[0]['steps']} | {values} |")
     if not any("| equal |" in line for line in lines):
         return ""
     return "\n".join(
         ["## At equal optimiser steps", "",
-         "A batch has 8 rows, so at equal tokens a selection of many short rows takes more optimiser steps. Here the batch is as large "
-         f"as gives about {2 * grid.STEPS} steps in two epochs, whatever the rows, or half of that. Seed 1, Wanda 50 %, 18,000 tokens.", "",
+         f"A batch has {cell_files.recover_settings().batch_size} rows, so at equal tokens a selection of many short rows takes more optimiser steps. "
+         f"Here the batch is as large as gives about {2 * grid.STEPS} steps in all, whatever the rows, or half of that. {WHERE}, one seed.", "",
          "| teacher | | steps | | " + " | ".join(METRICS) + " |", "|---|---|---|--:|--:|--:|--:|", *lines]
     )  # fmt: skip
 
@@ -389,7 +467,7 @@ def _compared(
     if not sides:
         return ""
     a, b, difference, found = sides
-    return f"| {what} | `{one}` | {a} | `{other}` | {b} | {difference} | {found['least']:.3f} |"
+    return f"| {what} | `{one}` | {a} | `{other}` | {b} | {difference} | {least(found)} |"
 
 
 def _sides(
@@ -403,7 +481,7 @@ def _sides(
     j = judge(scheme)
     found = j.difference(metric, a, b)
     difference = f"{signed(found)} | {verdict(found)} | {len(a)}"
-    return share(j.mean(metric, a)), share(j.mean(metric, b)), difference, found
+    return share(j.mean(metric, a), metric), share(j.mean(metric, b), metric), difference, found
 
 
 def why() -> str:
@@ -443,7 +521,7 @@ def why() -> str:
     lines.append("| rank correlation | " + " | ".join(f"{ranks[c]:+.2f}" for c in columns) + " | |")
     return "\n".join(
         ["## Damage and what training wins back", "",
-         "Means over the development pool's rows of a label, Wanda 50 %, and the fidelity gap that random rows closed in that "
+         f"Means over the development pool's rows of a label, {SCHEMES[WANDA]}, and the fidelity gap that random rows closed in that "
          "label's held-out rows. *A training token*: of all response tokens together, over all tokens of prompts and responses. Last line: "
          "Spearman's rank correlation with that column.", "",
          "| | " + " | ".join(columns) + " | fidelity gap of `random` |", "|---" + "|--:" * (len(columns) + 1) + "|", *lines]
@@ -492,7 +570,7 @@ def differences_figure() -> str:
     }
     figures.differences(IMAGES / "evidence-selectors.svg", columns, "minus random")
     return (
-        "Every selector minus `random` on the seeds that both have, Wanda 50 %, 18,000 tokens; hollow: one seed.\n\n"
+        f"Every selector minus `random` on the seeds that both have. {WHERE}; hollow: one seed.\n\n"
         "![Each selector's difference to random rows in the three metrics](images/evidence-selectors.svg)"
     )
 
@@ -518,50 +596,59 @@ def tradeoff_figure() -> str:
         IMAGES / "evidence-tradeoff.svg",
         found,
         TRADED,
-        {"random", "paser", "longest", "total-damage", "ifd", grid.THIRD_WINNER},
+        {"random", "paser", "longest", "total-damage", "ifd", grid.DEFAULT},
     )
     return (
-        "The same cells, gap closed in loss against fidelity; right and up is better, the line joins what nothing surpasses in "
-        "both.\n\n![Fidelity gap against gap closed, one point a selector](images/evidence-tradeoff.svg)"
+        "The same cells, gap closed in loss against fidelity; up is better, and right, up to 1 (dotted); beyond it is format. The grey line joins what "
+        "nothing surpasses in both.\n\n![Fidelity gap against gap closed, one point a selector](images/evidence-tradeoff.svg)"
     )
 
 
 def against(
-    title: str, text: str, named: Sequence[tuple[str, list[Cell]]], to: str, base: Sequence[Cell]
+    title: str,
+    text: str,
+    compared: Sequence[tuple[str, list[Cell]]],
+    to: str,
+    base: Sequence[Cell],
+    family: Sequence[tuple[str, list[Cell]]] = (),
 ) -> str:
-    """Each of the named against one that all are compared to, with Holm's correction over the table."""
+    """Each of `compared` against one that all are compared to, with Holm's correction over `family`, by default
+    this table."""
     blocks = []
     for metric in METRICS:
         found = {}
-        for name, cells in named:
+        for name, cells in dict((*compared, *family)).items():
             ours, theirs = paired(cells, base)
             if ours:
-                found[name] = (judge(WANDA).difference(metric, ours, theirs), ours)
+                found[name] = (judge(WANDA).difference(metric, ours, theirs), ours, theirs)
         # The family is what is planned, so that no p-value grows when a cell comes in.
-        corrected = holm(
-            {name: 1.0 for name, _ in named} | {n: d["p"] for n, (d, _) in found.items() if d["seeds"] > 1}
-        )
+        planned = {name: 1.0 for name, _ in family or compared}
+        corrected = holm(planned | {name: d["p"] for name, (d, *_) in found.items() if d["seeds"] > 1})
+        here = [name for name, _ in compared if name in found]
         reference = list(trained(base).values())
-        if not found or not reference:
+        if not here or not reference:
             return ""
-        lines = [f"| `{to}` | {share(judge(WANDA).mean(metric, reference))} | | | | {len(reference)} |"]
-        for name in sorted(found, key=lambda n: -found[n][0]["value"]):
-            difference, ours = found[name]
+        whole = share(judge(WANDA).mean(metric, reference), metric)
+        lines = [f"| `{to}` | {whole} | | | | | {len(reference)} |"]
+        for name in sorted(here, key=lambda n: -found[n][0]["value"]):
+            difference, ours, theirs = found[name]
             several = difference["seeds"] > 1
             lines.append(
-                f"| `{name}` | {share(judge(WANDA).mean(metric, ours))} | {signed(difference)} | "
+                f"| `{name}` | {share(judge(WANDA).mean(metric, ours), metric)} | "
+                f"{judge(WANDA).mean(metric, theirs)['value']:.3f} | {signed(difference)} | "
                 f"{shown(corrected[name]) if several else ''} | "
                 f"{verdict(difference, corrected[name] if several else None)} | {len(ours)} |"
             )
-        head = f"| | {metric} | minus `{to}` | *p* (Holm) | | seeds |"
-        blocks.append("\n".join([head, "|---|--:|--:|--:|---|--:|", *lines]))
+        head = f"| | {metric} | `{to}`, same seeds | difference | *p* (Holm) | | seeds |"
+        blocks.append("\n".join([head, "|---|--:|--:|--:|--:|---|--:|", *lines]))
     return f"{title}\n\n{text}\n\n" + "\n\n".join(blocks)
 
 
 def by_capability() -> str:
-    names = ("random", "paser", "longest", *grid.THREE_SEEDS, *grid.ABLATIONS)
-    done = {name: list(trained(grid.plain(name, grid.DEVELOPMENT_SEEDS)).values()) for name in names}
-    done |= {n: list(trained(grid.candidate(n, grid.DEVELOPMENT_SEEDS)).values()) for n in grid.CANDIDATES}
+    done = {
+        name: list(trained(grid.named(name, grid.DEVELOPMENT_SEEDS)).values())
+        for name in ("random", "paser", grid.DEFAULT, "longest", "total-damage", "ifd")
+    }
     done = {name: found for name, found in done.items() if found}
     if not done:
         return ""
@@ -570,15 +657,12 @@ def by_capability() -> str:
         columns = {name: judge(WANDA).by_label(metric, found) for name, found in done.items()}
         labels = sorted(next(iter(columns.values())))
         lines = [
-            f"| {name} | " + " | ".join(f"{columns[name][label]:.2f}" for label in labels) + " |"
+            f"| `{name}` | " + " | ".join(f"{columns[name][label]:.2f}" for label in labels) + " |"
             for name in done
         ]
         head = f"| {metric} | " + " | ".join(labels) + " |"
         blocks.append("\n".join([head, "|---" + "|--:" * len(labels) + "|", *lines]))
-    return (
-        "## By capability\n\nDevelopment pool, Wanda 50 %, 18,000 tokens, means over seeds.\n\n"
-        + "\n\n".join(blocks)
-    )
+    return f"## By capability\n\n{WHERE}, means over seeds.\n\n" + "\n\n".join(blocks)
 
 
 def by_task() -> str:
@@ -587,8 +671,8 @@ def by_task() -> str:
     lines = []
     for name, found in (("dense", [original]), ("pruned", [pruned])):
         lines.append(_task_line(name, found, tasks, original))
-    for name in ("random", "paser", grid.WINNER, "longest", *grid.THREE_SEEDS, *grid.ABLATIONS):
-        found = list(trained(grid.plain(name, grid.DEVELOPMENT_SEEDS)).values())
+    for name in ("random", "paser", grid.DEFAULT, "longest", *grid.THREE_SEEDS, *grid.ABLATIONS):
+        found = list(trained(grid.named(name, grid.DEVELOPMENT_SEEDS)).values())
         if found:
             lines.append(_task_line(f"`{name}`", found, tasks, original))
     head = "| | " + " | ".join(f"{t}, acc_norm | {t}, JSD" for t in tasks) + " | accuracy minus *pruned* |"
@@ -611,11 +695,27 @@ def _task_line(name: str, found: Sequence[Row], tasks: Sequence[str], original: 
 
 
 def sensitivity() -> str:
-    base = trained(grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1]))
+    first = grid.DEVELOPMENT_SEEDS[:1]
+    of_paser = [("as in the paper", grid.plain("paser", first))]
+    of_default = [("as it is", grid.candidate(grid.DEFAULT, first))]
+    of_paser += [(cell.name, [cell]) for cell in grid.sensitivity()]
+    of_default += [(cell.name, [cell]) for cell in grid.sensitivity_of_default()]
+    blocks = [
+        block
+        for title, cells in (("paser", of_paser), (grid.DEFAULT, of_default))
+        if (block := _sensitivity(title, cells))
+    ]
+    if not blocks:
+        return ""
+    intro = "## Sensitivity\n\nOne seed each; the spread over seeds above says what to make of differences."
+    return "\n\n".join([intro, *blocks])
+
+
+def _sensitivity(title: str, settings: Sequence[tuple[str, list[Cell]]]) -> str:
+    """A table and a figure of one rule by setting, the first of which is the rule as it is."""
     lines: list[str] = []
     drawn: dict[str, dict[str, float]] = {}
-    for name, changes in (("defaults", {}), *grid.SENSITIVITY):
-        cells = grid.plain("paser", grid.DEVELOPMENT_SEEDS[:1], name=name, **changes)
+    for name, cells in settings:
         found = list(trained(cells).values())
         if not found:
             continue
@@ -625,14 +725,15 @@ def sensitivity() -> str:
         lines.append(f"| {name} | {chosen['clusters']} | {len(chosen['rows'])} | {values} |")
         for metric, value in columns.items():
             drawn.setdefault(metric, {})[name] = value
-    if len(lines) < 2 or not base:
+    first = settings[0][0]
+    if len(lines) < 2 or first not in drawn[METRICS[0]]:
         return ""
-    figures.bars(IMAGES / "evidence-sensitivity.svg", drawn, "defaults")
-    head = "| `paser` with | clusters | rows | " + " | ".join(METRICS) + " |"
+    image = f"evidence-sensitivity-{title}.svg"
+    figures.bars(IMAGES / image, drawn, first)
+    head = f"| `{title}` with | clusters | rows | " + " | ".join(METRICS) + " |"
     return "\n".join(
-        ["## Sensitivity", "", "One seed each; the spread over seeds above says what to make of differences.",
-         "", head, "|---|--:|--:|--:|--:|--:|", *lines, "",
-         "![The three metrics by setting; the line is the defaults](images/evidence-sensitivity.svg)"]
+        [head, "|---|--:|--:|--:|--:|--:|", *lines, "",
+         f"![The three metrics by setting of {title}; the line is the rule as it is](images/{image})"]
     )  # fmt: skip
 
 
@@ -654,7 +755,7 @@ def ceiling() -> str:
             continue
         top, reached, start = (held_out(one, "loss") for one in (found, recovered, pruned))
         lines.append(
-            f"| rows of `{cell.selector}` | {top:.3f} | {held_out(found, 'jsd'):.3f} | "
+            f"| rows of `{cell.name}` | {top:.3f} | {held_out(found, 'jsd'):.3f} | "
             f"{share(j.mean('task accuracy', [found]))} | {reached:.3f} | {(start - reached) / (start - top):.2f} |"
         )
     if len(lines) < 2:
@@ -663,7 +764,7 @@ def ceiling() -> str:
         ["## The ceiling: what training gives the dense model", "",
          "What the dense model gains from the same rows is format, not healing; its JSD is how far the rows lead away from "
          "the dense model. *Healed*: how much of the way from the pruned model's loss to that of the dense model "
-         "trained on the same rows the pruned model went. Seed 1, Wanda 50 %, 18,000 tokens.", "",
+         f"trained on the same rows the pruned model went. {WHERE}, one seed.", "",
          "| | dense: held-out loss | JSD to dense | task accuracy | pruned: held-out loss | healed |",
          "|---|--:|--:|--:|--:|--:|", *lines]
     )  # fmt: skip
@@ -675,71 +776,80 @@ def chosen_rows() -> str:
     reserved = dict.fromkeys((*grid.RESERVED, *grid.THIRD, *grid.THIRD_BESIDE))
     for pool, scheme, seeds, names in (
         (grid.DEVELOPMENT, WANDA, grid.DEVELOPMENT_SEEDS[:3], ()),
+        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, (*grid.LAST_COMPARED, *grid.LAST_BESIDE)),
         (grid.CONFIRMATION, WANDA, grid.CONFIRMATION_SEEDS, grid.CONFIRMED + grid.SCEPTICS),
         (grid.RESERVE, grid.HARD, grid.RESERVE_SEEDS, reserved),
-        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, grid.LAST_COMPARED),
     ):
         named = [(n, grid.confirmed(n, seeds, scheme, pool=pool)) for n in names]
         named = named or [*rivals(), *ablations(), *candidates()]
-        response = worlds.response_tokens(pool)
-        source = {row["row_id"]: row["source"] for row in world().pools[pool]}
-        lines = [_contents("the pool", [list(response)], response, source, "")]
+        whole = [row["row_id"] for row in world().pools[pool]]
+        lines = [_contents_line("the pool", [whole], pool, "")]
         for name, cells in named:
             found = trained(cells)
             done = [cell for cell in cells if cell.seed in seeds and cell.seed in found]
             if done:
                 steps = sum(found[cell.seed]["steps"] for cell in done) / len(done)
                 chosen = [cell_files.selection(cell)["rows"] for cell in done]
-                lines.append(_contents(f"`{name}`", chosen, response, source, f"{steps:.0f}"))
+                lines.append(_contents_line(f"`{name}`", chosen, pool, f"{steps:.0f}"))
         head = f"| {pool} pool, {SCHEMES[scheme]} | rows | optimiser steps | response tokens | median of a row | injected wrong answers | injected copies |"
         blocks.append("\n".join([head, "|---" + "|--:" * 6 + "|", *lines]))
     return (
-        "## What was chosen\n\n18,000 training tokens, means over the seeds. A selection spends the same tokens on few rows with "
+        f"## What was chosen\n\n{grid.LARGE:,} training tokens, means over the seeds. A selection spends the same tokens on few rows with "
         "long answers or on many with short ones. *Injected*: share of the rows that were put into the pool as noise.\n\n"
         + "\n\n".join(blocks)
     )
 
 
-def _contents(
-    name: str, chosen: Sequence[list[str]], response: Mapping[str, int], source: Mapping[str, str], steps: str
-) -> str:
+@functools.cache
+def _sources(pool: str) -> dict[str, str]:
+    return {row["row_id"]: row["source"] for row in world().pools[pool]}
+
+
+def contents(chosen: Sequence[list[str]], pool: str) -> dict[str, float]:
+    """Means over selections: rows and response tokens of one, tokens of the median row, share of injected rows."""
     import numpy as np
 
     every = [row_id for rows in chosen for row_id in rows]
-    noise = [
-        sum(source[r] == f"injected-{kind}" for r in every) / len(every)
+    lengths = [worlds.response_tokens(pool)[row_id] for row_id in every]
+    wrong, copies = (
+        sum(_sources(pool)[row_id] == f"injected-{kind}" for row_id in every) / len(every)
         for kind in ("low-quality", "duplicates")
-    ]
-    lengths = [response[r] for r in every]
+    )
+    return {
+        "rows": len(every) / len(chosen), "response": sum(lengths) / len(chosen), "median": float(np.median(lengths)),
+        "wrong": wrong, "copies": copies,
+    }  # fmt: skip
+
+
+def _contents_line(name: str, chosen: Sequence[list[str]], pool: str, steps: str) -> str:
+    found = contents(chosen, pool)
     return (
-        f"| {name} | {len(every) / len(chosen):.0f} | {steps} | {sum(lengths) / len(chosen):,.0f} | {np.median(lengths):.0f} | "
-        f"{noise[0]:.1%} | {noise[1]:.1%} |"
+        f"| {name} | {found['rows']:.0f} | {steps} | {found['response']:,.0f} | {found['median']:.0f} | "
+        f"{found['wrong']:.1%} | {found['copies']:.1%} |"
     )
 
 
 def costs() -> str:
     lines = []
     for name, cells in (*rivals(), *ablations(), *candidates()):
-        training = cells[0].training_if_done()
-        if training is None:
+        if cells[0].training_if_done() is None:
             continue
         chosen = cell_files.selection(cells[0])
         cost = chosen["cost"]
         lines.append(
             f"| `{name}` | {len(chosen['rows'])} | {chosen['tokens']:,} | {cost.get('forward_tokens', 0):,} | "
-            f"{cost.get('backward_tokens', 0):,} | {cost.get('embedded_rows', 0):,} | "
-            f"{duration(chosen['processor_seconds'])} | {duration(training['processor_seconds'])} |"
+            f"{cost.get('backward_tokens', 0):,} | {cost.get('embedded_rows', 0):,} |"
         )
     if not lines:
         return ""
     return "\n".join(
         ["## Cost", "",
-         "Of seed 1. Tokens through a model in selecting (scoring of the drawn rows by both models included where its "
-         "result is read), rows embedded; processor time of selecting (without scoring and embedding, which are shared) and of training. "
-         "A token of training goes forward and backward in two epochs, about six times forward. `random, more tokens` has as many training "
+         "Of one seed: tokens through a model in selecting (scoring of the drawn rows by both models included where its "
+         "result is read), rows embedded. Times are left out: cells ran on different machines, beside other cells. "
+         f"A token of training costs about {PASSES_OF_TRAINING} forward passes, because it goes forward and backward in each epoch. `random, more tokens` has as many training "
          "tokens as the larger budget and the scoring of the pool cost together.",
-         "", "| | rows | training tokens | forward | backward | embedded | selecting | training |",
-         "|---|--:|--:|--:|--:|--:|--:|--:|", *lines]
+         "", "| | rows | training tokens | forward | backward | embedded |",
+         "|---|--:|--:|--:|--:|--:|", *lines]
     )  # fmt: skip
 
 
@@ -763,8 +873,10 @@ def missing() -> str:
         name: [cell for cell in part() if cell.training_if_done() is None]
         for name, part in grid.PARTS.items()
     }
-    told = [f"{name} {len(cells)} of {len(grid.PARTS[name]())}" for name, cells in left.items() if cells]
-    return f"; missing in the tables: {', '.join(told)}" if told else ""
+    open_parts = [
+        f"{len(cells)} of the {len(grid.PARTS[name]())} of `{name}`" for name, cells in left.items() if cells
+    ]
+    return f"; missing in the tables: {', '.join(open_parts)}" if open_parts else ""
 
 
 def near() -> str:
@@ -787,12 +899,18 @@ def removed() -> str:
     )  # fmt: skip
 
 
-def share(found: Row) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+def share(found: Row, metric: str = "") -> str:
+    over = OVER if metric == CLOSED and found["value"] > 1 else ""
+    return f"{found['value']:.3f}{over} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def signed(found: Row) -> str:
     return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def least(found: Row) -> str:
+    """The least difference that could be found; one seed says nothing of others."""
+    return number(found["least"] if found["seeds"] > 1 else None)
 
 
 def number(value: float | None) -> str:

@@ -25,7 +25,7 @@ def shared(cell: cell_files.Cell) -> tuple[str, str, float]:
 def prepare(pool: str, scheme: str, temperature: float) -> None:
     """What cells share, before they run beside each other: models, embeddings, scores."""
     worlds.embeddings(pool)
-    for needed in (scheme, worlds.SMALL):
+    for needed in (scheme, worlds.SMALL_MODEL):
         worlds.model_path(needed)
     say(f"scores of the {pool} pool, {scheme}, temperature {temperature:g}")
     worlds.scores(pool, scheme, temperature)
@@ -76,8 +76,8 @@ def main(parts: list[str]) -> None:
                     cell, done = running[future], done + 1
                     try:
                         took = future.result()
-                    except PaserError as error:
-                        warn(f"{cell.name}, seed {cell.seed}: {error}")
+                    except Exception as error:  # the others go on, and the page is written
+                        warn(f"{cell.name}, seed {cell.seed}: {type(error).__name__}: {error}")
                         failed.append(cell)
                     else:
                         say(f"  {done}/{len(missing)}: {cell.name}, seed {cell.seed}: {took}")

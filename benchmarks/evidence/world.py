@@ -54,7 +54,7 @@ TASK_ITEMS = 100
 SCHEMES = {"wanda-50": "Wanda 50 %", "wanda-2:4": "Wanda 2:4", "llm-pruner-25": "LLM-Pruner 25 %"}
 DENSE = "dense"
 # The cheap stand-in of the small-model selectors.
-SMALL = "llm-pruner-25"
+SMALL_MODEL = "llm-pruner-25"
 MAX_TOKENS = 256
 Row = dict[str, Any]
 
@@ -131,11 +131,11 @@ def world() -> World:
             if sample.row_id not in seen and len(taken) < most and count(sample) <= MAX_TOKENS:
                 seen.add(sample.row_id)
                 taken.append(sample)
-    reserve = _reserve(by_label)
-    clean = {row["row_id"] for row in _table(reserve)}
-    usable = [s for s in reserve if s.row_id in clean]
+    aside = _set_aside(by_label)
+    clean = {row["row_id"] for row in _table(aside)}
+    usable = [s for s in aside if s.row_id in clean]
     held_out, targets = usable[:HELD_OUT], usable[HELD_OUT : HELD_OUT + TARGETS]
-    members = _members({s.row_id for s in reserve}, by_label)
+    members = _members({s.row_id for s in aside}, by_label)
     members[POOLS[3]] = [sample for key in sorted(later) for sample in later[key]]
     probes = [Probe("held-out rows", s.row_id, (s.prompt,)) for s in (*held_out, *targets)]
     probes += [probe for name, items in task_items().items() for probe in items.probes(name)]
@@ -152,7 +152,7 @@ def _label(label: Any) -> str:
     return "math" if label == "maths" else str(label)
 
 
-def _reserve(by_label: Mapping[str, list[Sample]]) -> list[Sample]:
+def _set_aside(by_label: Mapping[str, list[Sample]]) -> list[Sample]:
     """Rows that no pool has: held-out ones, then targets, one label after the other; some to spare."""
     merged: dict[str, list[Sample]] = {}
     for key in sorted(by_label):

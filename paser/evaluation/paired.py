@@ -1,11 +1,14 @@
 """Metrics of trainings that began from one pruned model, and paired differences between two selections.
 
 All arrays of one metric have a row a seed and a column a unit (a held-out row, or an item of a task).
-Units are resampled within their group (label, task), and all groups count alike.
+Units are resampled within their group (label, task), and all groups count alike. Seeds are few, and the
+plain bootstrap of n of them has a variance that is too small by (n - 1) / n; their weights are rescaled for
+that (Rao and Wu 1988).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 10_000
+# Apart from the streams of the units' groups, which have two numbers.
+_OF_SEEDS = 1
 FIDELITY, ACCURACY, CLOSED = "fidelity gap", "task accuracy", "gap closed"
 # `loss`, `jsd`: of each held-out row; `tasks`: by name, `value` of each item.
 Training = Mapping[str, Any]
@@ -24,7 +29,7 @@ Training = Mapping[str, Any]
 @dataclass(frozen=True)
 class Draws:
     """Weights of the units in each resample, which sum to 1 in each row: shape (resamples, units); the first
-    row is the sample itself. `seeds(count)`: shape (resamples, count), likewise for seeds."""
+    row is the sample itself. `seeds(count)`: shape (resamples, count), likewise for seeds, rescaled."""
 
     units: np.ndarray
     seed: int
@@ -32,11 +37,12 @@ class Draws:
     def seeds(self, count: int) -> np.ndarray:
         import numpy as np
 
-        rng = np.random.default_rng([self.seed, count])
+        rng = np.random.default_rng([self.seed, count, _OF_SEEDS])
         chosen = rng.integers(0, count, size=(len(self.units), count))
         weights = np.stack([(chosen == k).sum(axis=1) for k in range(count)], axis=1) / count
         weights[0] = 1 / count
-        return weights
+        rescaled: np.ndarray = 1 / count + math.sqrt(count / max(count - 1, 1)) * (weights - 1 / count)
+        return rescaled
 
 
 def draws(groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> Draws:

@@ -70,11 +70,13 @@ class Measured:
 class PaserSelector:
     """method.md, sections 2 to 4, on scored and clustered rows.
 
-    `ranking`: the order inside clusters, in place of the one that `settings.order` names.
+    `ranking`: the order inside clusters, in place of the one that `settings.order` names, and `order`: what
+    the report calls it.
     """
 
     settings: SelectSettings
     ranking: Ranking | None = None
+    order: str | None = None
 
     def __call__(self, pool: ScoredPool, amount: int, unit: str) -> Selection:
         settings = self.settings
@@ -86,7 +88,7 @@ class PaserSelector:
             "selector": settings.selector,
             "policy": settings.policy,
             "divergence": pool.divergence,
-            "order": settings.order,
+            "order": self.order or settings.order,
             "agreement": _agreement(pool),
             "concepts": {"phrases": settings.concepts, "words": settings.phrase_words},
             "budget": amount,

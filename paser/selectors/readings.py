@@ -27,8 +27,12 @@ class NuggetsOptions(Group):
     prefilter: Literal["random", "damage"] = "random"
 
 
-def ifd(pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter) -> Scored:
-    """Instruction-following difficulty, loss(y | x) / loss(y) (Li et al. 2023, arXiv 2308.12032), by `judge`.
+def ifd(
+    pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter, perplexity: bool = False
+) -> Scored:
+    """Instruction-following difficulty by `judge`: loss(y | x) / loss(y) (Li et al. 2023, arXiv 2308.12032),
+    above 0; with `perplexity`, the ratio of the perplexities, exp of the losses (Li et al. 2024, arXiv
+    2402.00530).
 
     The response alone is read after the model's end-of-turn token. Rows of 1 or more, whose prompt does not
     help, are left out, as in the paper.
@@ -40,7 +44,7 @@ def ifd(pool: ScoredPool, models: Models, judge: LanguageModel, meter: Meter) ->
     alone = [Encoded((judge.encoder.end_of_turn,), sample.response_ids) for sample in samples]
     with_prompt = read(judge.model, samples, meter).loss
     without = read(judge.model, alone, meter).loss
-    ratio = with_prompt / np.maximum(without, 1e-12)
+    ratio = np.exp(with_prompt - without) if perplexity else with_prompt / np.maximum(without, 1e-12)
     helped = np.where(ratio < 1, ratio, np.nan)
     return Scored.at(rows, helped, pool, {"unhelpful_prompts": int((ratio >= 1).sum())})
 

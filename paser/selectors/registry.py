@@ -207,7 +207,7 @@ def selectors() -> dict[str, Entry]:
             lambda options, resources, seed, meter: ByScore(
                 lambda pool: geometric.prototypes(pool, embeddings_of(resources), options, seed)
             ),
-            points,
+            points | {CLUSTERS},
         ),
         "top-damage": Entry(NoOptions, _by_damage("mean"), scores),
         "total-damage": Entry(NoOptions, _by_damage("total"), scores),
@@ -223,7 +223,9 @@ def selectors() -> dict[str, Entry]:
         "paser-uniform": Entry(PaserSettings, _by_rule(policy="uniform"), paser),
         "paser-random-inside": Entry(
             PaserSettings,
-            lambda options, resources, seed, meter: PaserSelector(options, ablations.random_inside(seed)),
+            lambda options, resources, seed, meter: PaserSelector(
+                options, ablations.random_inside(seed), "random"
+            ),
             paser,
         ),
         "paser-no-conflicts": Entry(PaserSettings, _by_rule(strictness=0.0), paser),
@@ -234,6 +236,7 @@ def selectors() -> dict[str, Entry]:
                 lambda pool, amount, unit: coverage.coverage_order(
                     pool, embeddings_of(resources), options, amount, unit
                 ),
+                "coverage",
             ),
             paser | points,
         ),
@@ -241,7 +244,9 @@ def selectors() -> dict[str, Entry]:
         "per-token-no-damage": Entry(
             PerTokenSettings,
             lambda options, resources, seed, meter: PaserSelector(
-                options.model_copy(update={"policy": "proportional"}), ablations.response_share
+                options.model_copy(update={"policy": "proportional"}),
+                ablations.response_share,
+                "response_share",
             ),
             paser,
         ),
@@ -257,7 +262,9 @@ def selectors() -> dict[str, Entry]:
         "ifd-small": Entry(
             NoOptions,
             lambda options, resources, seed, meter: ByScore(
-                lambda pool: readings.ifd(pool, models_of(resources), small_of(resources), meter)
+                lambda pool: readings.ifd(
+                    pool, models_of(resources), small_of(resources), meter, perplexity=True
+                )
             ),
             models | {SMALL},
         ),

@@ -32,6 +32,14 @@ def test_every_group_of_units_counts_alike_in_every_resample() -> None:
     assert np.allclose(seeds[0], 1 / 3)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_seeds_spread_as_widely_as_the_standard_error_of_their_mean(count: int) -> None:
+    """The plain bootstrap would fall short by the root of (n - 1) / n, nearly a third with two seeds."""
+    values = np.random.default_rng(1).normal(size=count)
+    spread = (draws(LABELS, 3).seeds(count)[1:] @ values).std()
+    assert spread == pytest.approx(values.std(ddof=1) / np.sqrt(count), rel=0.03)
+
+
 def test_metrics_are_ratios_of_means_over_labels() -> None:
     judge = Judge(PRUNED, ORIGINAL, LABELS)
     ours = training([1.5, 2.0, 1.5, 3.0, 3.0], [0.1, 0.1, 0.1, 0.2, 0.2], [0, 1, 1, 0])

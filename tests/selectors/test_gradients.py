@@ -212,6 +212,35 @@ def test_predictive_strength_is_the_share_of_pairs_ranked_as_by_ability() -> Non
     assert predictive.predictive_strength(losses[:, [0, 1, 2, 2]]).tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
+def test_preselect_ranks_both_models_and_those_of_its_short_run_and_learns_who_agrees(ground: Ground) -> None:
+    import torch
+
+    pool = ground.pool
+    loss_original, loss_pruned = ground.resources.loss_original, ground.resources.loss_pruned
+    assert loss_original is not None
+    assert loss_pruned is not None
+    table = [loss_original.tolist(), loss_pruned.tolist()]
+    warm = drawn(ground, "preselect", 3, 5)
+    for count in (1, 2, 3):
+        tuned = trained(ground, warm, 3, count)
+        with torch.no_grad():
+            table.append([float(plain_loss(tuned.inner, row)) for row in ground.encoded])
+    able = [sum(losses) / len(losses) for losses in table]
+    strength = []
+    for row in range(24):
+        pairs = [(a, b) for a in range(5) for b in range(5) if able[a] < able[b]]
+        strength.append(sum(table[a][row] < table[b][row] for a, b in pairs) / len(pairs))
+    given = [loss_original, loss_pruned]
+    options = predictive.PreselectOptions(share=0.2)
+    found = predictive.preselect(pool, ground.models, given, options, 3, Meter())
+    assert found.facts == {"models": 5, "strength": pytest.approx(sum(strength) / 24, abs=1e-6)}
+    order = sorted(range(24), key=lambda i: pool.row_ids[i])
+    scores = predictive.fitted_scores(
+        list(pool.texts(np.array(order))), np.array([strength[i] for i in order]), 0.3
+    )
+    assert found.values[order] == pytest.approx(scores, abs=1e-9)
+
+
 def test_the_scorer_finds_the_words_of_strong_rows() -> None:
     lines = [f"the {'river' if i % 2 else 'stone'} number{i}" for i in range(40)]
     strength = np.array([float(i % 2) if i < 20 else 0.5 for i in range(40)])

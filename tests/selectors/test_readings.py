@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,7 @@ def test_a_reading_is_that_of_each_row_alone(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize("name", ["ifd", "ifd-small"])
-def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(ground: Ground, name: str) -> None:
+def test_ifd_is_the_ratio_of_losses_and_with_a_small_model_of_perplexities(ground: Ground, name: str) -> None:
     import torch
 
     small = ground.models.small
@@ -45,10 +46,14 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(ground: Ground, n
     judge = (ground.models.pruned if name == "ifd" else small)()
     start = judge.encoder.end_of_turn
     with torch.no_grad():
-        ratios = [
-            float(plain_loss(judge.model, row) / plain_loss(judge.model, Encoded((start,), row.response_ids)))
+        losses = [
+            [float(plain_loss(judge.model, one)) for one in (row, Encoded((start,), row.response_ids))]
             for row in ground.encoded
         ]
+    if name == "ifd":
+        ratios = [with_prompt / without for with_prompt, without in losses]
+    else:
+        ratios = [math.exp(with_prompt) / math.exp(without) for with_prompt, without in losses]
     helpful = [ratio if ratio < 1 else -1.0 for ratio in ratios]
     count = min(6, sum(ratio < 1 for ratio in ratios))
     selection = selector(name, {}, ground.resources, 1)(ground.pool, count, "rows")
@@ -69,14 +74,14 @@ def test_golden_score_is_the_share_of_tasks_that_the_example_helps(ground: Groun
     assert set(np.flatnonzero(~np.isnan(found.values))) == quarter
     for i in quarter:
         shown = ground.encoded[i].prompt_ids + ground.encoded[i].response_ids
-        helped = sum(
-            bool(
-                plain_loss(judge.model, Encoded(shown + task.prompt_ids, task.response_ids))
-                < plain_loss(judge.model, task)
-            )
+        gains = [
+            float(plain_loss(judge.model, task))
+            - float(plain_loss(judge.model, Encoded(shown + task.prompt_ids, task.response_ids)))
             for task in tasks
-        )
-        assert found.values[i] == pytest.approx(helped / 3, abs=0.5 / 3)
+        ]
+        helped, tie = sum(gain > 0 for gain in gains), math.atan(sum(gains) / 3) / math.pi
+        assert abs(tie) < 0.5
+        assert found.values[i] == pytest.approx((helped + tie) / 3, rel=1e-4)
     read_tokens = sum(task.tokens for task in tasks) * (1 + len(quarter))
     assert meter.forward_tokens == read_tokens + 3 * sum(ground.encoded[i].tokens for i in quarter)
 
