@@ -31,8 +31,8 @@ GLOSSARY: tuple[Term, ...] = (
         "cds",
         "Capability degradation score (CDS)",
         "How badly pruning hurt one cluster: the mean JSD between the original and the pruned model over the "
-        "cluster's rows. From 0 (unharmed) to 0.693. The budget goes by it unless select.divergence names "
-        "another measure.",
+        "cluster's rows. From 0 (unharmed) to 0.693. The paper's rule (select.selector: paser) divides the "
+        "budget by it; the default rule by what a training token recovers in the cluster.",
     ),
     Term(
         "cluster",
@@ -44,7 +44,8 @@ GLOSSARY: tuple[Term, ...] = (
         "conflict",
         "Conflict",
         "A row is turned away when it joins two known concepts that no accepted row has joined before: "
-        "training on it might teach something that contradicts the rest.",
+        "training on it might teach something that contradicts the rest. The paper's rule does so, the default "
+        "rule turns none away.",
     ),
     Term(
         "control",
@@ -75,9 +76,10 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "ies",
         "Individual efficiency score (IES)",
-        "How much damage a row shows for what it costs to train on: its JSD divided by the logarithm of its "
-        "squared length in tokens. Inside a cluster, rows go from the highest down. Where select.order "
-        "names another measure, its values stand in the place of this one.",
+        "What rows of a cluster go by, from the highest down. In the paper's rule it is how much damage a row "
+        "shows for what it costs to train on: its JSD divided by the logarithm of its squared length in "
+        "tokens. In the default rule it is how much of what can be won back in its cluster the row stands "
+        "for beyond the rows before it, for what it costs.",
     ),
     Term(
         "interval",
@@ -107,6 +109,12 @@ GLOSSARY: tuple[Term, ...] = (
         "Merkle root",
         "One digest that stands for the exact list of training rows, in order. Whoever changes, adds, "
         "removes or moves a single row gets another root.",
+    ),
+    Term(
+        "recoverability",
+        "Recoverability",
+        "How much of the distance to the original model a small step of training on the row would take off, "
+        "to first order. Below 0 it would lead away. The default rule counts it in the place of damage.",
     ),
     Term(
         "stage",
