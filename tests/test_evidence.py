@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -164,11 +165,12 @@ def test_only_seeds_that_both_sides_have_are_paired() -> None:
 
 
 @pytest.mark.usefixtures("small_world")
-@pytest.mark.parametrize("changed", [None, "paser", "training"])
+@pytest.mark.parametrize("changed", [None, "paser", "training", "processor"])
 def test_earlier_cells_count_only_where_later_code_makes_them_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str | None
 ) -> None:
-    """Two selectors share their code, and one of them alone may show that it is another."""
+    """Two selectors share their code, and one of them alone may show that it is another. Where the processor
+    is what changed, the earlier code changes with it."""
     monkeypatch.setattr(same, "EQUAL", tmp_path / "equal.json")
     monkeypatch.setattr(cells, "EQUAL", tmp_path / "equal.json")
     write_json(tmp_path / "equal.json", {"selecting-1": "selecting-1", "training-1": "training-1"})
@@ -178,7 +180,7 @@ def test_earlier_cells_count_only_where_later_code_makes_them_again(
     monkeypatch.setattr(cells, "training_code", lambda: f"training-{version[0]}")
 
     def select(cell: cells.Cell) -> dict[str, Any]:
-        other = version[0] == "2" and changed == cell.selector
+        other = version[0] == "2" and changed in (cell.selector, "processor")
         return {"rows": ["r1-other" if other else f"r1-{cell.selector}"]}
 
     def train(cell: cells.Cell, ids: list[str]) -> dict[str, Any]:
@@ -190,12 +192,19 @@ def test_earlier_cells_count_only_where_later_code_makes_them_again(
     for name in ("random", "paser"):
         cells.done(grid.plain(name, [1])[0])
     version[0] = "2"
+    if changed == "processor":
+
+        def earlier(cell: cells.Cell, order: list[str] | None, was: str) -> dict[str, Any]:
+            assert was == ("selecting-1" if order is None else "training-1")
+            return select(cell) if order is None else train(cell, order)
+
+        monkeypatch.setattr(same, "earlier_code", lambda commit: contextlib.nullcontext(earlier))
     assert grid.plain("paser", [1])[0].training_if_done() is None
     same.main()
     known = cells.equal_code()
     cells.equal_code.cache_clear()
     assert known["selecting-2"] == ("selecting-2" if changed == "paser" else "selecting-1")
-    if changed is None:
+    if changed in (None, "processor"):
         assert known["training-2"] == "training-1"
         assert grid.plain("paser", [1])[0].training_if_done() is not None
     else:

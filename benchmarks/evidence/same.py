@@ -1,8 +1,8 @@
-"""`python -m benchmarks.evidence same [COMMIT]`: is code that changed still worth the cells of the code before it?
+"""`python -m benchmarks.evidence same [COMMIT]`: is changed code still worth the cells of the code before it?
 
 A cell's name has the meaning of the code that made it, so a change empties the grid. Here selections and
 trainings of earlier code are made again; where all bits are the same, `equal.json` says so, and the cells
-count for the new code too. Another processor may give other bits, to the same code too: where a cell is not as
+count for the new code too. On another processor the same code may give other bits: where a cell is not as
 it was, and a commit of the earlier code is named, that code makes it again here as well, and this counts.
 """
 
@@ -83,8 +83,8 @@ def _main(earlier: Earlier) -> None:
 
 @contextlib.contextmanager
 def earlier_code(commit: str | None) -> Iterator[Earlier]:
-    """What code of this commit makes on this machine, in a process and a worktree of its own; None of everything
-    without a commit."""
+    """What code of this commit makes on this machine, in a process and a worktree of its own; None of
+    everything without a commit."""
     if commit is None:
         yield lambda cell, order, was: None
         return
