@@ -137,7 +137,7 @@ class Cell:
             "targets": [row["row_id"] for row in world().targets] if TARGETS in needs else None,
             "encoder": worlds.encoder_digest() if {EMBEDDINGS, CLUSTERS} & needs else None,
             "code": code,
-            "libraries": {name: version(name) for name in SELECTING_LIBRARIES},
+            "libraries": libraries(SELECTING_LIBRARIES),
         }
 
     def training_path(self, row_ids: Sequence[str]) -> Path:
@@ -230,8 +230,8 @@ def equal_code() -> dict[str, str]:
 
 
 @functools.cache
-def libraries() -> Row:
-    return {name: version(name) for name in LIBRARIES}
+def libraries(names: tuple[str, ...] = LIBRARIES) -> Row:
+    return {name: version(name) for name in names}
 
 
 def recover_settings(changes: Mapping[str, Any] | None = None) -> RecoverSettings:

@@ -65,15 +65,20 @@ def meaning(paths: Sequence[str], root: Path = PACKAGE_ROOT) -> str:
     for relative in paths:
         top = root / relative
         for path in sorted(top.rglob("*.py")) if top.is_dir() else [top]:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                    value = body[0].value
-                    if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                        node.body = body[1:]  # type: ignore[attr-defined]
-            digests[path.relative_to(root).as_posix()] = ast.dump(tree)
+            digests[path.relative_to(root).as_posix()] = _without_prose(path.read_text(encoding="utf-8"))
     return fingerprint(digests)
+
+
+@functools.cache
+def _without_prose(code: str) -> str:
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = body[1:]  # type: ignore[attr-defined]
+    return ast.dump(tree)
 
 
 def settings() -> Settings:
