@@ -198,7 +198,9 @@ def test_earlier_cells_count_only_where_later_code_makes_them_again(
             assert was == ("selecting-1" if order is None else "training-1")
             return select(cell) if order is None else train(cell, order)
 
-        monkeypatch.setattr(same, "earlier_code", lambda commit: contextlib.nullcontext(earlier))
+        monkeypatch.setattr(
+            same, "earlier_code", lambda commit: contextlib.nullcontext(same.Earlier(earlier))
+        )
     assert grid.plain("paser", [1])[0].training_if_done() is None
     same.main()
     known = cells.equal_code()

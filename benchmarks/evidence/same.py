@@ -14,8 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,9 @@ MEASURES = ("rows", "tokens", "steps", "loss", "jsd", "tasks")
 _EARLIER = """
 import json, sys
 from benchmarks.evidence import cells
+from paser.selectors.registry import selectors
+codes = [cells.training_code(), *(cells.selecting_code(name) for name in selectors())]
+print("made", json.dumps([cells.known_as(code) for code in codes]), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     cell = cells.Cell(**asked["cell"])
@@ -42,7 +45,15 @@ for line in sys.stdin:
     print("made", json.dumps({"found": found, "code": cells.known_as(code)}), flush=True)
 """
 # (cell, order of its training or None for its selection, the code that is meant) -> what earlier code makes
-Earlier = Callable[[Cell, list[str] | None, str], Row | None]
+Made = Callable[[Cell, list[str] | None, str], Row | None]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """`codes`: the names by which the cells of earlier code go, where they are not registered yet."""
+
+    made: Made
+    codes: Sequence[str] = ()
 
 
 def main(commit: str | None = None) -> None:
@@ -53,6 +64,7 @@ def main(commit: str | None = None) -> None:
 def _main(earlier: Earlier) -> None:
     """One cell of each selector and setting whose code changed, then one training of each kind."""
     known = equal_code()
+    known.update({code: code for code in earlier.codes if code not in known.values()})
     # What development cells share is there first; the last of a kind is the one that is made again.
     everything = sorted(
         grid.cells(grid.PARTS), key=lambda cell: (cell.pool == grid.DEVELOPMENT, cell.scheme == grid.WANDA)
@@ -63,7 +75,7 @@ def _main(earlier: Earlier) -> None:
             known.setdefault(code, code)  # its cells go by its own name, and later code is held against them
         made = _made(same_code, lambda cell, earlier: cell.selection_by(earlier), known)
         kept = {_choice(cell): (cell, path, was) for cell, path, was in made}
-        _compare(code, kept.values(), _chosen, lambda cell, was: earlier(cell, None, was), known)
+        _compare(code, kept.values(), _chosen, lambda cell, was: earlier.made(cell, None, was), known)
     write_cell(EQUAL, dict(sorted(known.items())))
     # What was chosen by earlier code is found only now.
     chosen = [cell for cell in everything if cell.selection_path.exists()]
@@ -75,7 +87,7 @@ def _main(earlier: Earlier) -> None:
         cell_files.training_code(),
         kinds.values(),
         _trained,
-        lambda cell, was: earlier(cell, list(cell_files.training_order(cell)), was),
+        lambda cell, was: earlier.made(cell, list(cell_files.training_order(cell)), was),
         known,
     )
     write_cell(EQUAL, dict(sorted(known.items())))
@@ -86,7 +98,7 @@ def earlier_code(commit: str | None) -> Iterator[Earlier]:
     """What code of this commit makes on this machine, in a process and a worktree of its own; None of
     everything without a commit."""
     if commit is None:
-        yield lambda cell, order, was: None
+        yield Earlier(lambda cell, order, was: None)
         return
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "earlier"
@@ -100,7 +112,8 @@ def earlier_code(commit: str | None) -> Iterator[Earlier]:
                 assert process.stdin is not None
                 assert process.stdout is not None
                 asking, answers = process.stdin, process.stdout
-                yield lambda cell, order, was: _asked(asking, answers, cell, order, was)
+                codes = _answer(answers)
+                yield Earlier(lambda cell, order, was: _asked(asking, answers, cell, order, was), codes)
                 process.stdin.close()
         finally:
             _git("worktree", "remove", "--force", str(tree))
@@ -109,10 +122,7 @@ def earlier_code(commit: str | None) -> Iterator[Earlier]:
 def _asked(asking: IO[str], answers: IO[str], cell: Cell, order: list[str] | None, was: str) -> Row | None:
     asking.write(json.dumps({"cell": asdict(cell), "order": order}) + "\n")
     asking.flush()
-    answer = next((line for line in answers if line.startswith("made ")), None)
-    if answer is None:
-        raise PaserError(f"the earlier code could not make {cell.name}, seed {cell.seed}", remedy="see above")
-    made: dict[str, Any] = json.loads(answer.removeprefix("made "))
+    made = _answer(answers)
     if made["code"] != was:
         raise PaserError(
             f"the commit has other code than the one that made {cell.name}, seed {cell.seed}",
@@ -120,6 +130,14 @@ def _asked(asking: IO[str], answers: IO[str], cell: Cell, order: list[str] | Non
         )
     found: Row = made["found"]
     return found
+
+
+def _answer(answers: IO[str]) -> Any:
+    """What the process says between the noise of libraries."""
+    answer = next((line for line in answers if line.startswith("made ")), None)
+    if answer is None:
+        raise PaserError("the earlier code failed", remedy="see above")
+    return json.loads(answer.removeprefix("made "))
 
 
 def _git(*arguments: str) -> None:
