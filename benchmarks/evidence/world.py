@@ -302,6 +302,7 @@ def near(rows: Sequence[Row], others: Sequence[Row]) -> int:
     return sum(bool(index.query(row_to_sample(row).prompt)) for row in rows)
 
 
+@functools.cache
 def response_tokens(pool: str) -> dict[str, int]:
     """Response tokens of each row of a pool that count in training."""
     encoder = SampleEncoder(load_tokenizer(original_model()))
