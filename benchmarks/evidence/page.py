@@ -191,7 +191,7 @@ def told() -> dict[str, str]:
             values[f"{metric}, {title}"] = signed(judge(scheme).difference(metric, ours, theirs))
         values[f"seeds, {title}"] = str(len(ours))
     for name in TOLD:
-        cells = grid.named(name, grid.DEVELOPMENT_SEEDS)
+        cells = grid.named(name, grid.DEVELOPMENT_SEEDS[:3])
         done = trained(cells)
         for metric in METRICS:
             values[f"{metric} of {name}"] = f"{judge(WANDA).mean(metric, list(done.values()))['value']:.2f}"
