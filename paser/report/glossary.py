@@ -44,8 +44,8 @@ GLOSSARY: tuple[Term, ...] = (
         "conflict",
         "Conflict",
         "A row is turned away when it joins two known concepts that no accepted row has joined before: "
-        "training on it might teach something that contradicts the rest. The paper's rule does so, the default "
-        "rule turns none away.",
+        "training on it might teach something that contradicts the rest. The paper's rule does so, the "
+        "default rule turns none away.",
     ),
     Term(
         "control",
@@ -76,8 +76,8 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "ies",
         "Individual efficiency score (IES)",
-        "What rows of a cluster go by, from the highest down. In the paper's rule it is how much damage a row "
-        "shows for what it costs to train on: its JSD divided by the logarithm of its squared length in "
+        "What rows of a cluster go by, from the highest down. In the paper's rule it is how much damage a "
+        "row shows for what it costs to train on: its JSD divided by the logarithm of its squared length in "
         "tokens. In the default rule it is how much of what can be won back in its cluster the row stands "
         "for beyond the rows before it, for what it costs.",
     ),
