@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.data import ROOT, pool_large_embeddings, real_rows
+from benchmarks.data import ROOT, as_sample, pool_large_embeddings, real_rows
 from benchmarks.measure import measured
 from paser.artifacts import read_columns, read_json, remove, staged, write_batches, write_json
 from paser.cache import Cache
@@ -149,7 +149,8 @@ def _held_out() -> list[tuple[str, str, str]]:
 
 
 def _exchanges() -> list[tuple[str, str]]:
-    return [(f"{row['instruction']}\n\n{row['input']}".strip(), row["output"]) for row in real_rows()]
+    samples = (as_sample(number, row) for number, row in enumerate(real_rows()))
+    return [(sample.prompt, sample.output) for sample in samples]
 
 
 def _half(text: str, first: bool) -> str:

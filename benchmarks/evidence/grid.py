@@ -249,10 +249,13 @@ def fresh() -> list[Cell]:
     """The winner of the third development on rows that no pool has had: what decides first, the hardest
     scheme before the others."""
     schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
-    parts = [(LAST_COMPARED[:2], schemes), (LAST_COMPARED[2:3], schemes), (LAST_BESIDE, schemes[:1])]
+    parts = [
+        (LAST_COMPARED[:2], schemes), (LAST_COMPARED[2:3], schemes), (LAST_BESIDE, schemes[:1]),
+        (LAST_COMPARED[3:], schemes),
+    ]  # fmt: skip
     return [
         cell
-        for names, where in (*parts, (LAST_COMPARED[3:], schemes))
+        for names, where in parts
         for scheme in where
         for seed in FRESH_SEEDS
         for name in names

@@ -29,7 +29,7 @@ WHERE = f"Development pool, {SCHEMES[WANDA]}, {grid.LARGE:,} training tokens"
 OVER = "†"
 # Selectors that `reading.md` tells of.
 TOLD = (
-    grid.DEFAULT, "random", "paser", "per-token", "recoverable", "longest", "total-damage", "ifd", "k-centre",
+    grid.DEFAULT, "random", "paser", "per-token", "recoverable", "longest", "total-damage", "ifd",
     "paser-random-inside",
 )  # fmt: skip
 # A token of training goes forward and, at twice the cost, backward, in each epoch; in forward passes.
@@ -181,15 +181,8 @@ def told() -> dict[str, str]:
     development pool."""
     values = {}
     for scheme, title in SCHEMES.items():
-        ours, theirs = paired(
-            *(
-                grid.confirmed(name, grid.FRESH_SEEDS, scheme, pool=grid.FRESH)
-                for name in (grid.DEFAULT, "random")
-            )
-        )
-        for metric in METRICS:
-            values[f"{metric}, {title}"] = signed(judge(scheme).difference(metric, ours, theirs))
-        values[f"seeds, {title}"] = str(len(ours))
+        found = _over_random(grid.DEFAULT, scheme, grid.FRESH, grid.FRESH_SEEDS) or {}
+        values |= {f"{metric}, {title}": signed(difference) for metric, difference in found.items()}
     for name in TOLD:
         cells = grid.named(name, grid.DEVELOPMENT_SEEDS[:3])
         done = trained(cells)
@@ -301,8 +294,10 @@ def fresh() -> str:
 
 
 def _lacking() -> str:
-    inside = {row["label"] for row in world().pools[grid.FRESH]}
-    return ", ".join(sorted({str(row["label"]) for row in world().held_out if row["label"] not in inside}))
+    held_out, inside = (
+        {str(row["label"]) for row in rows} for rows in (world().held_out, world().pools[grid.FRESH])
+    )
+    return ", ".join(sorted(held_out - inside))
 
 
 def _tested(title: str, what: str, where: tuple[str, Sequence[int]], pairs: Sequence[tuple[str, str]]) -> str:
@@ -612,17 +607,18 @@ def against(
     base: Sequence[Cell],
     family: Sequence[tuple[str, list[Cell]]] = (),
 ) -> str:
-    """Each of `compared` against one that all are compared to, with Holm's correction over `family`, by default
-    this table."""
+    """Each of `compared` against one that all are compared to, with Holm's correction over `family`, which has
+    them all; by default they are the family."""
+    family = family or compared
     blocks = []
     for metric in METRICS:
         found = {}
-        for name, cells in dict((*compared, *family)).items():
+        for name, cells in family:
             ours, theirs = paired(cells, base)
             if ours:
                 found[name] = (judge(WANDA).difference(metric, ours, theirs), ours, theirs)
         # The family is what is planned, so that no p-value grows when a cell comes in.
-        planned = {name: 1.0 for name, _ in family or compared}
+        planned = {name: 1.0 for name, _ in family}
         corrected = holm(planned | {name: d["p"] for name, (d, *_) in found.items() if d["seeds"] > 1})
         here = [name for name, _ in compared if name in found]
         reference = list(trained(base).values())

@@ -114,7 +114,6 @@ def earlier_code(commit: str | None) -> Iterator[Earlier]:
                 asking, answers = process.stdin, process.stdout
                 codes = _answer(answers)
                 yield Earlier(lambda cell, order, was: _asked(asking, answers, cell, order, was), codes)
-                process.stdin.close()
         finally:
             _git("worktree", "remove", "--force", str(tree))
 
