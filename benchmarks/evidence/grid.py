@@ -88,29 +88,22 @@ THIRD = (
 )  # fmt: skip
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Its cells are of the selector `coverage` with options; the product's name for these came with the result.
-DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
+LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
 # Beside the winner, as description, long answers, the paper's rule, and the one without coverage, which needs
 # no embeddings.
 LAST_COMPARED = ("random", DEFAULT, "longest", "paser", SIMPLER)
 # In the hardest scheme also the selector that is ahead of the winner in the lightest, and its control.
 LAST_BESIDE = ("total-damage", "recoverable-coverage, no damage")
-RESERVED = ("random", "paser", SECOND_WINNER)
+RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
-# What a sceptic asks for, as description: long answers, long answers spread over clusters, and the rule that
-# was level with the winner and takes fewer wrong answers.
-SCEPTICS = ("longest", "per-token, no damage", "recoverable")
 # Q-Tuning's second half, on the rows of its first.
 PRUNED_TOKENS: dict[str, Any] = {"token_pruning": {"share": 0.3}}
 # Random rows for what the larger budget and the scoring of the pool cost together: a token that is scored
 # goes forward once through two models, a token of training forward and backward in two epochs.
 WITH_SCORING = 75_000
-# Rules that are tried where the original model teaches, one seed each before any second one.
-TAUGHT_CANDIDATES = (
-    "size-aware, no filter", "fine clusters, size-aware, no filter", "per-token, by mean", "coverage",
-    "coverage, thrift", "coverage, uniform budget",
-)  # fmt: skip
-TAUGHT_RIVALS = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
+# What is compared where the original model teaches.
+TAUGHT_COMPARED = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
 STEPS_COMPARED = ("random", "paser", WINNER, "longest", DEFAULT)
@@ -235,13 +228,13 @@ def confirmation() -> list[Cell]:
 
 
 def reserve() -> list[Cell]:
-    """The winner of the second development on the pool that nothing had been drawn from."""
+    """The winner of the second development on the pool that nothing had been drawn from, in the scheme that
+    decided."""
     return [
         cell
-        for scheme in SCHEMES
         for seed in RESERVE_SEEDS
         for name in RESERVED
-        for cell in confirmed(name, [seed], scheme, pool=RESERVE)
+        for cell in confirmed(name, [seed], HARD, pool=RESERVE)
     ]
 
 
@@ -263,13 +256,6 @@ def fresh() -> list[Cell]:
     ]
 
 
-def sceptics() -> list[Cell]:
-    """Description on the confirmation pool: is it the damage, or the length?"""
-    return [
-        cell for seed in CONFIRMATION_SEEDS for name in SCEPTICS for cell in confirmed(name, [seed], WANDA)
-    ]
-
-
 def confirmed(name: str, seeds: Iterable[int], scheme: str, pool: str = CONFIRMATION) -> list[Cell]:
     """A policy of our own, or a selector, on a pool that it was not developed on."""
     return named(name, seeds, pool=pool, scheme=scheme)
@@ -283,7 +269,7 @@ def second() -> list[Cell]:
 
 def third() -> list[Cell]:
     """Budgets by what a training token recovers: on Wanda 2:4, where others were level with `random`, on two
-    pools, then in the other schemes."""
+    pools; what leads there, in the other schemes."""
     first, elsewhere = DEVELOPMENT_SEEDS[:1], RESERVE_SEEDS[:2]
     others = [scheme for scheme in SCHEMES if scheme != HARD]
     cells = [cell for name in THIRD for cell in named(name, first, scheme=HARD)]
@@ -293,7 +279,7 @@ def third() -> list[Cell]:
         for name in ("random", SECOND_WINNER, *THIRD, *THIRD_BESIDE)
         for cell in confirmed(name, [seed], HARD, pool=RESERVE)
     ]
-    return cells + [cell for scheme in others for name in THIRD for cell in named(name, first, scheme=scheme)]
+    return cells + [cell for scheme in others for name in LEADS for cell in named(name, first, scheme=scheme)]
 
 
 def distilled() -> list[Cell]:
@@ -306,10 +292,9 @@ def taught(name: str, seeds: Iterable[int], **changes: Any) -> list[Cell]:
     return named(name, seeds, recover=TAUGHT, **changes)
 
 
-def taught_candidates() -> list[Cell]:
-    """Rules that could be better where the original model teaches, at equal steps."""
-    names = (*TAUGHT_CANDIDATES, *TAUGHT_RIVALS)
-    return [cell for name in names for cell in taught(name, DEVELOPMENT_SEEDS[:1], steps=STEPS)]
+def taught_rivals() -> list[Cell]:
+    """What selections are worth where the original model teaches, at equal steps."""
+    return [cell for name in TAUGHT_COMPARED for cell in taught(name, DEVELOPMENT_SEEDS[:1], steps=STEPS)]
 
 
 def equal_steps() -> list[Cell]:
@@ -329,11 +314,10 @@ PARTS = {
     "confirmation": confirmation,
     "reserve": reserve,
     "fresh": fresh,
-    "sceptics": sceptics,
     "second": second,
     "third": third,
     "distilled": distilled,
-    "taught": taught_candidates,
+    "taught": taught_rivals,
     "steps": equal_steps,
     "baselines": baselines,
     "candidates": candidates,
