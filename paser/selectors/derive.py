@@ -14,7 +14,7 @@ from paser.evaluation.items import read_items
 from paser.pool.build import read_sources
 from paser.pool.contamination import COMMON, Overlap, Probe, by_set, overlaps
 from paser.selectors.choose import choose, contaminated
-from paser.selectors.protocol import ScoredPool, Selection
+from paser.selectors.protocol import JSD, ScoredPool, Selection
 from paser.selectors.tables import (
     CLUSTER_COLUMNS,
     OTHER_DIVERGENCES,
@@ -103,13 +103,22 @@ def read_inputs(locate: Callable[[str], Path]) -> Inputs:
     return Inputs(
         pool=pool,
         clusters=read_columns(locate("data/clusters.parquet"), CLUSTER_COLUMNS),
-        scores=read_columns(locate("data/scores.parquet"), SCORE_COLUMNS, OTHER_DIVERGENCES),
+        scores=measured(read_columns(locate("data/scores.parquet"), SCORE_COLUMNS, OTHER_DIVERGENCES)),
         names={c["cluster"]: c["name"] for c in clusters},
         held_out=_held_out(locate("data/holdout.parquet")),
         evaluation=_evaluation(locate("data/sources/evaluation"))
         + _tasks(locate(f"data/sources/{TASK_ROLE}")),
         embeddings=lambda: read_embeddings(locate("data/embeddings.npy"), pool.num_rows),
     )
+
+
+def measured(scores: pa.Table) -> pa.Table:
+    """Without those other divergences that have no value where JSD has some: they were never measured, which
+    is another fault than a prediction that was no number."""
+    if scores[JSD].null_count == scores.num_rows:
+        return scores
+    there = [name for name in OTHER_DIVERGENCES if name in scores.column_names]
+    return scores.drop_columns([name for name in there if scores[name].null_count == scores.num_rows])
 
 
 def _held_out(path: Path) -> list[Probe]:

@@ -15,6 +15,7 @@ from paser.pool.contamination import Probe
 from paser.records import Sample, draw_key, sample_to_row
 from paser.selectors.choose import choose, contaminated
 from paser.selectors.damage import PaserSelector, PaserSettings
+from paser.selectors.derive import measured
 from paser.selectors.protocol import resolve_budget
 from paser.selectors.random import RandomSelector
 from paser.selectors.tables import decision_batches, prompts, scored_pool, training_rows
@@ -223,6 +224,15 @@ def test_divergences_are_read_where_they_are_and_missed_only_when_asked_for() ->
     joined = scored_pool(*tables(3, kl=[1.0, None, 3.0]), {}, "kl")
     np.testing.assert_allclose(joined.damage, [1.0, np.nan, 3.0])
     assert joined.usable.tolist() == [0, 2]
+
+
+def test_a_divergence_that_nothing_measured_is_missed_and_not_taken_for_broken_numbers() -> None:
+    table, clusters, scores = tables(3, kl=[None, None, None], recoverability=[None, 0.5, None])
+    assert measured(scores).column_names == [name for name in scores.column_names if name != "kl"]
+    with pytest.raises(SettingsError, match=r"scores\.parquet has no column 'kl'"):
+        scored_pool(table, clusters, measured(scores), {}, "kl")
+    nothing = scores.set_column(scores.column_names.index("jsd"), "jsd", pa.nulls(3, pa.float64()))
+    assert measured(nothing).column_names == nothing.column_names
 
 
 def test_every_row_has_one_decision_in_the_table(tmp_path: Any) -> None:
