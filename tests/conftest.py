@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests import project as projects
 from tests import tiny
@@ -69,9 +71,18 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Iterator[Path]:
-    """A project after `dvc repro`; whoever alters it works on a copy (checked at the end)."""
-    folder = projects.make_project(tmp_path_factory.mktemp("project") / "p", llama, encoder)
-    projects.run(folder, "dvc", "repro")
+    """A project after `dvc repro`; whoever alters it works on a copy (checked at the end).
+
+    It is made once: processes that share the tests each have a copy of it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            made = projects.make_project(tmp_path_factory.mktemp("project") / "p", llama, encoder)
+            projects.run(made, "dvc", "repro")
+            made.rename(shared)
+    folder = Path(shutil.copytree(shared, tmp_path_factory.mktemp("finished") / "p", symlinks=True))
     before = _contents(folder)
     yield folder
     assert _contents(folder) == before, "a test altered the project that all tests share"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from paser.artifacts import read_json, read_jsonl, read_rows
+from paser.artifacts import read_json, read_jsonl, read_rows, sha256_path
 from paser.cli import app
 from tests import project as projects
 from tests import tiny
@@ -150,6 +150,11 @@ def test_select_alone(offer: Path, llama: Path, sparse_llama: Path, encoder: Pat
     assert len(decisions) == 120
     assert len(rows) == 30 == read_json(offer / "picked/budget.json")["spent"]
     assert {d["row_id"] for d in decisions if d["decision"] == "accepted"} == {r["row_id"] for r in rows}
+    record = read_json(offer / "picked/selection.json")
+    assert record["models"]["pruned"] == {"given": str(sparse_llama), "sha256": sha256_path(sparse_llama)}
+    assert record["encoder"] == {"sha256": sha256_path(encoder)}
+    assert record["settings"]["select"]["budget"] == "25%"
+    assert record["settings"]["cluster"]["k"] == 3
     again = paser(offer, *selection(offer, llama, sparse_llama, encoder, "picked"))
     assert again.returncode == 1
     assert "picked exists and is not empty" in again.stderr

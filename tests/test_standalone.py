@@ -23,7 +23,7 @@ def test_what_was_put_into_the_folder_meanwhile_is_not_replaced(
     def picks(*_: Any) -> Picked:
         out.mkdir()
         (out / "mine.txt").write_text("mine", encoding="utf-8")
-        return Picked([], [], [], {}, [], derived=None)  # type: ignore[arg-type]
+        return Picked([], [], [], {}, [], derived=None, record={})  # type: ignore[arg-type]
 
     monkeypatch.setattr(standalone, "pick", picks)
     with pytest.raises(PaserError, match="out exists and is not empty"):
@@ -35,7 +35,7 @@ def test_a_selection_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pat
     out = tmp_path / "out"
     out.mkdir()
     (out / "budget.json").write_text("{}", encoding="utf-8")
-    broken = Picked([{"no such column": 1}], [], [], {}, [], derived=None)  # type: ignore[arg-type]
+    broken = Picked([{"no such column": 1}], [], [], {}, [], derived=None, record={})  # type: ignore[arg-type]
     with pytest.raises(PaserError, match="no such column"):
         broken.write(out)
     assert [path.name for path in out.iterdir()] == ["budget.json"]

@@ -107,6 +107,7 @@ def test_a_memory_mapped_pool_gives_the_same_clusters(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow  # compiling the search takes a minute or two
 @pytest.mark.parametrize("landmarks", ["auto", 700])
 def test_approximate_neighbours_give_the_clusters_of_exact_ones(landmarks: str | int) -> None:
     points, labels = blobs([600, 500, 300])
