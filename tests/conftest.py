@@ -70,7 +70,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Iterator[Path]:
+def after_repro(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Path) -> Iterator[Path]:
     """A project after `dvc repro`; whoever alters it works on a copy (checked at the end).
 
     It is made once: processes that share the tests each have a copy of it.
@@ -86,6 +86,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: Pat
     before = _contents(folder)
     yield folder
     assert _contents(folder) == before, "a test altered the project that all tests share"
+
+
+@pytest.fixture(scope="session")
+def finished(after_repro: Path) -> Path:
+    return after_repro
 
 
 def _contents(folder: Path) -> set[tuple[str, int]]:

@@ -25,17 +25,17 @@ MODEL = "data/models/recovered"
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "p", symlinks=True))
+def copy(after_repro: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(after_repro, tmp_path / "p", symlinks=True))
 
 
 def failures(project: Path, **more: Any) -> list[Check]:
     return [check for check in verify(project / MODEL, **more) if not check.ok]
 
 
-def test_a_real_run_verifies_with_its_lock_and_its_decisions_follow(finished: Path) -> None:
-    assert failures(finished, deep=True) == []
-    names = {check.name for check in verify(finished / MODEL, deep=True) if check.applies}
+def test_a_real_run_verifies_with_its_lock_and_its_decisions_follow(after_repro: Path) -> None:
+    assert failures(after_repro, deep=True) == []
+    names = {check.name for check in verify(after_repro / MODEL, deep=True) if check.applies}
     assert {f"dvc.lock, stage {stage}" for stage in ("fetch", "select", "recover", "report")} <= names
     assert "decisions follow from scores, clusters and settings" in names
 
@@ -56,9 +56,9 @@ def test_the_decisions_of_coverage_follow_from_the_embeddings(copy: Path) -> Non
         run_stage("select", copy)
 
 
-def test_every_digest_of_dvc_for_code_and_data_is_computed_as_dvc_does(finished: Path) -> None:
+def test_every_digest_of_dvc_for_code_and_data_is_computed_as_dvc_does(after_repro: Path) -> None:
     """Code was compared too, so MD5s of folders and files agree with DVC's own in both."""
-    details = [c.detail for c in verify(finished / MODEL) if c.name.startswith("dvc.lock, stage")]
+    details = [c.detail for c in verify(after_repro / MODEL) if c.name.startswith("dvc.lock, stage")]
     assert len(details) == 12
     assert not any("its code has changed" in detail for detail in details)
 
@@ -159,17 +159,17 @@ def test_deep_finds_a_number_that_was_made_up(copy: Path, file: str, key: str, n
     assert f"{path.name}: {key} is" in found[name]
 
 
-def test_a_model_trained_again_has_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+def test_a_model_trained_again_has_the_same_bytes(after_repro: Path, tmp_path: Path) -> None:
     mine = tmp_path / "again.cache" / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("mine", "utf-8")
-    found = reproduce(finished / MODEL, tmp_path / "again")
+    found = reproduce(after_repro / MODEL, tmp_path / "again")
     assert found.same
     assert {"model.safetensors", "adapter/adapter_model.safetensors"} <= {file.file for file in found.files}
     assert found.differences == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.cache"]
     assert mine.read_text("utf-8") == "mine"
-    control = reproduce(finished / "data/models/control", tmp_path / "control")
+    control = reproduce(after_repro / "data/models/control", tmp_path / "control")
     assert control.same
     assert control.stage == "control"
 
