@@ -89,9 +89,8 @@ THIRD = (
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Its cells are of the selector `coverage` with options; the product's name for these came with the result.
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
-# Beside the winner, as description, long answers, the paper's rule, and the one without coverage, which needs
-# no embeddings.
-LAST_COMPARED = ("random", DEFAULT, "longest", "paser", SIMPLER)
+# Beside the winner, as description, long answers and the rule without coverage, which needs no embeddings.
+LAST_COMPARED = ("random", DEFAULT, "longest", SIMPLER)
 # In the hardest scheme also the selector that is ahead of the winner in the lightest, and its control.
 LAST_BESIDE = ("total-damage", "recoverable-coverage, no damage")
 RESERVED = ("random", SECOND_WINNER)

@@ -278,7 +278,7 @@ def reserve() -> str:
 
 def fresh() -> str:
     """The winner of the third development, on the fourth pool."""
-    pairs = [(grid.DEFAULT, "random"), (grid.DEFAULT, "paser"), ("paser", "random")]
+    pairs = [(grid.DEFAULT, "random")]
     beside = ("longest", *grid.LAST_BESIDE, grid.SIMPLER)
     pairs += [(name, other) for name in beside for other in ("random", grid.DEFAULT)]
     return _tested(
