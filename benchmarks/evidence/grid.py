@@ -78,10 +78,9 @@ THIRD = (
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Its cells are of the selector `coverage` with options; the product's name for these came with the result.
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
-# Beside the winner, as description, long answers and the rule without coverage, which needs no embeddings.
-LAST_COMPARED = ("random", DEFAULT, "longest", SIMPLER)
-# In the hardest scheme also the selector that is ahead of the winner in the lightest, and its control.
-LAST_BESIDE = ("total-damage", "recoverable-coverage, no damage")
+# Beside the winner in the hardest scheme, as description: the selectors that are ahead of it in the lightest, its
+# control, and the rule without coverage, which needs no embeddings.
+LAST_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
 RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -227,20 +226,13 @@ def reserve() -> list[Cell]:
 
 
 def fresh() -> list[Cell]:
-    """The winner of the third development on rows that no pool has had: what decides first, the hardest
-    scheme before the others."""
-    schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
-    parts = [
-        (LAST_COMPARED[:2], schemes), (LAST_COMPARED[2:3], schemes), (LAST_BESIDE, schemes[:1]),
-        (LAST_COMPARED[3:], schemes),
-    ]  # fmt: skip
+    """The winner of the third development on rows that no pool has had, then what is beside it."""
+    deciding = [(scheme, name) for scheme in SCHEMES for name in ("random", DEFAULT)]
+    beside = [(HARD, name) for name in LAST_BESIDE]
     return [
         cell
-        for names, where in parts
-        for scheme in where
-        for seed in FRESH_SEEDS
-        for name in names
-        for cell in confirmed(name, [seed], scheme, pool=FRESH)
+        for scheme, name in (*deciding, *beside)
+        for cell in confirmed(name, FRESH_SEEDS, scheme, pool=FRESH)
     ]
 
 

@@ -279,8 +279,7 @@ def reserve() -> str:
 def fresh() -> str:
     """The winner of the third development, on the fourth pool."""
     pairs = [(grid.DEFAULT, "random")]
-    beside = ("longest", *grid.LAST_BESIDE, grid.SIMPLER)
-    pairs += [(name, other) for name in beside for other in ("random", grid.DEFAULT)]
+    pairs += [(name, other) for name in grid.LAST_BESIDE for other in ("random", grid.DEFAULT)]
     return _tested(
         "## The default rule, tested",
         f"`{grid.DEFAULT}`, which came out of three developments (*How the default was found*), on a fourth pool (*fresh*) from which nothing had been "
@@ -769,7 +768,7 @@ def chosen_rows() -> str:
     reserved = dict.fromkeys((*grid.RESERVED, *grid.THIRD, *grid.THIRD_BESIDE))
     for pool, scheme, seeds, names in (
         (grid.DEVELOPMENT, WANDA, grid.DEVELOPMENT_SEEDS[:3], ()),
-        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, (*grid.LAST_COMPARED, *grid.LAST_BESIDE)),
+        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, ("random", grid.DEFAULT, *grid.LAST_BESIDE)),
         (grid.CONFIRMATION, WANDA, grid.CONFIRMATION_SEEDS, grid.CONFIRMED),
         (grid.RESERVE, grid.HARD, grid.RESERVE_SEEDS, reserved),
     ):
