@@ -78,8 +78,8 @@ THIRD = (
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Its cells are of the selector `coverage` with options; the product's name for these came with the result.
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
-# Beside the winner in the hardest scheme, as description: the selectors that are ahead of it in the lightest, its
-# control, and the rule without coverage, which needs no embeddings.
+# Beside the winner in the hardest scheme, as description: the selectors that are ahead of it in the lightest,
+# its control, and the rule without coverage, which needs no embeddings.
 LAST_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
 RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
