@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paser.artifacts import staged, write_json
+from paser.artifacts import sha256_path, staged, write_json
 from paser.cache import Cache
 from paser.errors import PaserError
 from paser.models.subjects import Subjects, subjects
@@ -219,7 +219,8 @@ def row_clusters(
     work: Path,
 ) -> list[str]:
     """The cluster of each row, by number and name."""
-    grouping, _ = group_rows(rows, kept, fetch_encoder(encoder, cache, work), settings, cache)
+    folder = fetch_encoder(encoder, cache, work)
+    grouping, _ = group_rows(rows, kept, folder, sha256_path(folder), settings, cache)
     names = {entry["cluster"]: entry["name"] for entry in grouping.describe()["clusters"]}
     return [f"{cluster}: {names[int(cluster)]}" for cluster in grouping.labels]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import paser
 from paser.artifacts import (
     columns_of,
     sha256_path,
@@ -21,7 +19,7 @@ from paser.artifacts import (
 )
 from paser.cache import Cache
 from paser.errors import PaserError
-from paser.lineage.record import package_versions
+from paser.lineage.record import all_versions
 from paser.models.encoder import PromptEmbedder
 from paser.models.subjects import Subjects, subjects
 from paser.models.tokens import SampleEncoder
@@ -169,7 +167,8 @@ def pick(
     kept, quarantine = clean_pool([rows], pool_rules(SampleEncoder(models.tokenizer), settings))
     table = kept_rows(kept)
     say(f"pool: {len(table)} rows, {len(quarantine)} in quarantine")
-    grouping, vectors = group_rows(table, kept, encoder, settings, cache)
+    encoder_digest = sha256_path(encoder)
+    grouping, vectors = group_rows(table, kept, encoder, encoder_digest, settings, cache)
     clusters = [
         {"row_id": row["row_id"], "split": "pool", "cluster": int(cluster)}
         for row, cluster in zip(table, grouping.labels, strict=True)
@@ -196,9 +195,9 @@ def pick(
     record = {
         "version": 1,
         "models": {name: {"given": models.origins[name], "sha256": models.digests[name]} for name in roles},
-        "encoder": {"sha256": sha256_path(encoder)},
+        "encoder": {"sha256": encoder_digest},
         "settings": settings.model_dump(mode="json", include=set(GROUPS)),
-        "versions": {"paser": paser.__version__, "python": platform.python_version()} | package_versions(),
+        "versions": all_versions(),
     }
     return Picked(table, quarantine_rows(quarantine), clusters, description, scores, derived, record)
 
@@ -225,12 +224,20 @@ def pool_rules(encoder: SampleEncoder, settings: Settings) -> Rules:
 
 
 def group_rows(
-    rows: Sequence[Mapping[str, Any]], kept: Sequence[Kept], encoder: Path, settings: Settings, cache: Cache
+    rows: Sequence[Mapping[str, Any]],
+    kept: Sequence[Kept],
+    encoder: Path,
+    encoder_digest: str,
+    settings: Settings,
+    cache: Cache,
 ) -> tuple[Grouping, np.ndarray]:
-    """The clusters of rows by their prompts, as `encoder` embeds them, and the embeddings, shape (n, e)."""
+    """The clusters of rows by their prompts, as `encoder` embeds them, and the embeddings, shape (n, e).
+
+    `encoder_digest`: SHA-256 of the encoder's folder, by which embeddings are kept.
+    """
     from paser.method.grouping import group
 
-    vectors, _ = PromptEmbedder.load(encoder, sha256_path(encoder), settings, cache)(rows)
+    vectors, _ = PromptEmbedder.load(encoder, encoder_digest, settings, cache)(rows)
     grouping = group(
         vectors,
         vectors[:0],

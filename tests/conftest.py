@@ -90,6 +90,7 @@ def after_repro(tmp_path_factory: pytest.TempPathFactory, llama: Path, encoder: 
 
 @pytest.fixture(scope="session")
 def finished(after_repro: Path) -> Path:
+    """The same, but for tests/lineage, whose own is synthetic."""
     return after_repro
 
 

@@ -7,6 +7,7 @@ chain links output digest to input digest, never record to record.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,6 +77,11 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def all_versions() -> dict[str, str]:
+    """Of PASER, Python and `package_versions`, as records have them."""
+    return {"paser": paser.__version__, "python": platform.python_version()} | package_versions()
 
 
 def code_digest(paths: tuple[str, ...], root: Path = PACKAGE_ROOT) -> str:

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import paser
 from paser.artifacts import beside, disk_errors, remove, replace, tidy, write_json
 from paser.cache import Cache
 from paser.errors import PaserError, StageError
@@ -28,9 +27,9 @@ from paser.lineage.events import StageEvents
 from paser.lineage.record import (
     RECORD_VERSION,
     Artefact,
+    all_versions,
     code_digest,
     describe,
-    package_versions,
 )
 from paser.progress import duration, say, warn
 from paser.settings import Settings, load_settings
@@ -111,7 +110,7 @@ def run_stage(name: str, project: Path) -> dict[str, Any]:
         "params": {key: _param(settings, key) for key in spec.params},
         "code": code_digest(spec.all_code),
         "seed": settings.seed,
-        "versions": {"paser": paser.__version__, "python": platform.python_version()} | package_versions(),
+        "versions": all_versions(),
         "facts": context.facts,
     }
     write_json(project / spec.record, record)

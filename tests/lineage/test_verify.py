@@ -55,7 +55,7 @@ def test_every_flipped_byte_is_detected(project: Path) -> None:
     missed = []
     for path in files:
         content = path.read_bytes()
-        for _ in range(2):
+        for _ in range(3):
             position, change = random.randrange(len(content)), random.randrange(1, 256)
             altered = bytearray(content)
             altered[position] ^= change
