@@ -173,6 +173,7 @@ class Cell:
         return read_json(path) if path.exists() else None
 
 
+LATER_OPTIONS = ("standing",)
 # What a cell has that does not decide its rows.
 OF_TRAINING = ("name", "train", "recover", "steps")
 # Those that do not look at the pruned model: their rows serve every scheme.
@@ -195,8 +196,10 @@ def training_code() -> str:
 
 
 def rule(cell: Cell) -> Row:
-    """The options as they are resolved, with the defaults of the selector."""
-    return selectors()[cell.selector].options.model_validate(dict(cell.options)).model_dump(mode="json")
+    """The options as they are resolved, with the defaults of the selector; those that came after the first
+    cells, only where they are on."""
+    found = selectors()[cell.selector].options.model_validate(dict(cell.options)).model_dump(mode="json")
+    return {name: value for name, value in found.items() if value or name not in LATER_OPTIONS}
 
 
 def selecting_settings(cell: Cell) -> Row:

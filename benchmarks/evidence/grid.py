@@ -40,6 +40,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "coverage, recoverability": ("coverage", COVERING, {}),
     "recoverable-coverage": ("coverage", {**COVERING, **BY_RATE}, {}),
     "recoverable-coverage, no damage": ("coverage", UNDAMAGED, {}),
+    "recoverable-coverage, standing 1/2": ("coverage", {**COVERING, **BY_RATE, "standing": 0.5}, {}),
+    "recoverable-coverage, standing 1": ("coverage", {**COVERING, **BY_RATE, "standing": 1.0}, {}),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
     "fine clusters, size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, FINE),
@@ -78,6 +80,8 @@ THIRD = (
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Its cells are of the selector `coverage` with options; the product's name for these came with the result.
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
+# The fourth: how far a row stands for others by its own damage.
+FOURTH = ("recoverable-coverage, standing 1/2", "recoverable-coverage, standing 1")
 # Beside the winner in the hardest scheme, as description: the selectors that are ahead of it in the lightest,
 # its control, and the rule without coverage, which needs no embeddings.
 LAST_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
@@ -262,6 +266,16 @@ def third() -> list[Cell]:
     return cells + [cell for scheme in others for name in LEADS for cell in named(name, first, scheme=scheme)]
 
 
+def fourth() -> list[Cell]:
+    """Rows that stand for others by their own damage, where the default and `random` have been."""
+    cells = [cell for name in FOURTH for cell in confirmed(name, RESERVE_SEEDS[:2], HARD, pool=RESERVE)]
+    for scheme in SCHEMES:
+        for name in ("random", DEFAULT, *FOURTH):
+            cells += named(name, DEVELOPMENT_SEEDS[:1], scheme=scheme)
+            cells += confirmed(name, FRESH_SEEDS[:1], scheme, pool=FRESH)
+    return cells
+
+
 def distilled() -> list[Cell]:
     """With the original model as teacher in place of the responses: what each selection is worth then."""
     return [cell for seed in DEVELOPMENT_SEEDS[:3] for name in CONFIRMED for cell in taught(name, [seed])]
@@ -296,6 +310,7 @@ PARTS = {
     "fresh": fresh,
     "second": second,
     "third": third,
+    "fourth": fourth,
     "distilled": distilled,
     "taught": taught_rivals,
     "steps": equal_steps,

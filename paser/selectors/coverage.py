@@ -31,12 +31,15 @@ class Covering(Group):
     `weight`: which damage a row to be covered counts by, to the power `power` (0: all alike). `noise`: the
     share of a cluster's rows, those with the most damage, that are neither covered nor taken before the
     others. `thrift`: gains are divided by cost to this power (0: cost does not matter, 1: gain a token).
+    `standing`: a row stands for others by its own damage to this power (0: all alike), so that an undamaged row
+    near damaged ones, or a wrong answer to a good prompt, stands for little.
     """
 
     weight: Amount = "mean"
     power: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     thrift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    standing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
 
 
 # `select.order: coverage`.
@@ -77,6 +80,7 @@ def coverage_order(
                     cost[rows].astype(float),
                     covering.thrift,
                     amount / parts,
+                    mass[rows] ** covering.standing,
                 )
                 advance(len(rows))
     return values
@@ -88,21 +92,24 @@ def facility_location(
     cost: np.ndarray,
     thrift: float = 0.0,
     amount: float = float("inf"),
+    standing: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What each row adds to the facility location function F(S) = sum_i w_i max_{j in S} max(cos(i, j), 0)
+    """What each row adds to the facility location function F(S) = sum_i w_i max_{j in S} v_j max(cos(i, j), 0)
     when its turn comes in the lazy greedy algorithm (Minoux 1978), in F / cost^thrift. Shape (m,), 0 or more.
 
-    Parameters: unit rows `points` (m, e), `weights` (m,) at least 0, `cost` (m,) above 0. The next row has
-    the largest gain, so that the order of turns is that of the values, highest first; ties go to the smaller
-    position. Once rows worth `amount` had their turn, the others have the last known bound of their gain.
-    Memory grows with m^2, time with m^2 e.
+    Parameters: unit rows `points` (m, e), `weights` w (m,) at least 0, `cost` (m,) above 0, `standing` v (m,)
+    at least 0, 1 where none is given. The next row has the largest gain, so that the order of turns is that of
+    the values, highest first; ties go to the smaller position. Once rows worth `amount` had their turn, the
+    others have the last known bound of their gain. Memory grows with m^2, time with m^2 e.
     """
     import heapq
 
     import numpy as np
 
     scale = cost**thrift
-    similar = np.maximum(points @ points.T, 0.0)
+    similar = np.maximum(points @ points.T, 0.0)  # of a row j with all i
+    if standing is not None:
+        similar *= standing[:, None]
     covered = np.zeros(len(points))
     gains: np.ndarray = similar @ weights / scale
     heap = [(-float(bound), j, 0) for j, bound in enumerate(gains)]

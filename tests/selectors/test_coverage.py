@@ -20,13 +20,19 @@ from tests.selectors.test_registry import embedded, run
 
 
 def plain(
-    points: np.ndarray, weights: np.ndarray, cost: np.ndarray, thrift: float
+    points: np.ndarray,
+    weights: np.ndarray,
+    cost: np.ndarray,
+    thrift: float,
+    standing: np.ndarray | None = None,
 ) -> tuple[list[int], dict[int, float]]:
     """Order and gains of the greedy algorithm: every gain of every step from the definition of F."""
+    own = np.ones(len(points)) if standing is None else standing
 
     def worth(chosen: list[int]) -> float:
         return sum(
-            float(weights[i]) * max((max(float(points[i] @ points[j]), 0.0) for j in chosen), default=0.0)
+            float(weights[i])
+            * max((float(own[j]) * max(float(points[i] @ points[j]), 0.0) for j in chosen), default=0.0)
             for i in range(len(points))
         )
 
@@ -44,14 +50,16 @@ def turns(values: np.ndarray) -> list[int]:
     return np.argsort(-values, kind="stable").tolist()
 
 
+@pytest.mark.parametrize("stands", [False, True])
 @pytest.mark.parametrize("thrift", [0.0, 0.5, 1.0])
-def test_lazy_greedy_is_greedy(thrift: float) -> None:
+def test_lazy_greedy_is_greedy(thrift: float, stands: bool) -> None:
     rng = np.random.default_rng(1)
     points = rng.normal(size=(14, 5))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     weights, cost = rng.random(14), rng.integers(5, 60, size=14).astype(float)
-    order, gains = plain(points, weights, cost, thrift)
-    found = facility_location(points, weights, cost, thrift)
+    standing = weights**2 if stands else None
+    order, gains = plain(points, weights, cost, thrift, standing)
+    found = facility_location(points, weights, cost, thrift, standing=standing)
     # The last rows add nothing, up to rounding, and may come in any order.
     assert turns(found)[:8] == order[:8]
     assert found == pytest.approx([gains[j] for j in range(14)], abs=1e-12)
@@ -82,6 +90,14 @@ def test_the_most_damaged_rows_are_taken_last_where_they_count_as_noise() -> Non
     taken = selector("coverage", {"noise": 0.1}, resources, 0)(rows, 30, "rows")
     without = selector("coverage", {}, resources, 0)(rows, 30, "rows")
     assert set(taken.positions) != set(without.positions)
+
+
+def test_an_undamaged_row_stands_for_damaged_ones_only_where_all_stand_alike() -> None:
+    """A row in the middle of damaged ones, and one of these."""
+    points = np.array([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6]])
+    weights, cost = np.array([0.1, 1.0, 1.0]), np.ones(3)
+    assert turns(facility_location(points, weights, cost))[0] == 0
+    assert turns(facility_location(points, weights, cost, standing=weights))[0] == 1
 
 
 def test_coverage_spreads_where_top_damage_piles_up() -> None:
