@@ -31,8 +31,8 @@ class Covering(Group):
     `weight`: which damage a row to be covered counts by, to the power `power` (0: all alike). `noise`: the
     share of a cluster's rows, those with the most damage, that are neither covered nor taken before the
     others. `thrift`: gains are divided by cost to this power (0: cost does not matter, 1: gain a token).
-    `standing`: a row stands for others by its own damage to this power (0: all alike), so that an undamaged row
-    near damaged ones, or a wrong answer to a good prompt, stands for little.
+    `standing`: a row stands for others by its own damage to this power (0: all alike), so that an undamaged
+    row near damaged ones, or a wrong answer to a good prompt, stands for little.
     """
 
     weight: Amount = "mean"
@@ -94,13 +94,13 @@ def facility_location(
     amount: float = float("inf"),
     standing: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What each row adds to the facility location function F(S) = sum_i w_i max_{j in S} v_j max(cos(i, j), 0)
-    when its turn comes in the lazy greedy algorithm (Minoux 1978), in F / cost^thrift. Shape (m,), 0 or more.
+    """What each row adds to F(S) = sum_i w_i max_{j in S} v_j max(cos(i, j), 0), facility location, when its
+    turn comes in the lazy greedy algorithm (Minoux 1978), in F / cost^thrift. Shape (m,), 0 or more.
 
     Parameters: unit rows `points` (m, e), `weights` w (m,) at least 0, `cost` (m,) above 0, `standing` v (m,)
-    at least 0, 1 where none is given. The next row has the largest gain, so that the order of turns is that of
-    the values, highest first; ties go to the smaller position. Once rows worth `amount` had their turn, the
-    others have the last known bound of their gain. Memory grows with m^2, time with m^2 e.
+    at least 0, 1 where none is given. The next row has the largest gain, so that the order of turns is that
+    of the values, highest first; ties go to the smaller position. Once rows worth `amount` had their turn,
+    the others have the last known bound of their gain. Memory grows with m^2, time with m^2 e.
     """
     import heapq
 
