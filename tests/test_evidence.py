@@ -53,6 +53,11 @@ def test_a_setting_that_came_later_enters_a_key_only_where_it_is_on() -> None:
     assert "token_pruning" not in cells.training_settings({})
     assert cells.training_settings(off) == cells.training_settings({})
     assert cells.training_settings(on)["token_pruning"] == on["token_pruning"]
+    rules = [
+        cells.rule(grid.plain("coverage", [1], options={"standing": standing})[0]) for standing in (0, 0.5)
+    ]
+    assert "standing" not in rules[0]
+    assert rules[1] == {**rules[0], "standing": 0.5}
 
 
 def test_injected_rows_are_wrong_answers_and_polite_copies() -> None:
