@@ -269,11 +269,13 @@ def third() -> list[Cell]:
 def fourth() -> list[Cell]:
     """Rows that stand for others by their own damage, where the default and `random` have been."""
     cells = [cell for name in FOURTH for cell in confirmed(name, RESERVE_SEEDS[:2], HARD, pool=RESERVE)]
-    for scheme in SCHEMES:
-        for name in ("random", DEFAULT, *FOURTH):
-            cells += named(name, DEVELOPMENT_SEEDS[:1], scheme=scheme)
-            cells += confirmed(name, FRESH_SEEDS[:1], scheme, pool=FRESH)
-    return cells
+    return cells + [
+        cell
+        for pool, seeds in ((DEVELOPMENT, DEVELOPMENT_SEEDS[:1]), (FRESH, FRESH_SEEDS[:1]))
+        for scheme in SCHEMES
+        for name in ("random", DEFAULT, *FOURTH)
+        for cell in confirmed(name, seeds, scheme, pool=pool)
+    ]
 
 
 def distilled() -> list[Cell]:
