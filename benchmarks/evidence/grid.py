@@ -9,7 +9,7 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, POOLS, SCHEMES
 from paser.errors import PaserError
 
-DEVELOPMENT, CONFIRMATION, RESERVE, FRESH = POOLS
+DEVELOPMENT, CONFIRMATION, RESERVE, FRESH, LAST = POOLS
 SMALL, LARGE = 6_000, 18_000
 WANDA = "wanda-50"
 DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)

@@ -37,9 +37,10 @@ from paser.standalone import pool_rules
 if TYPE_CHECKING:
     import numpy as np
 
-# The first two share rows of both sources by turns. The others have further rows of the benchmark pool, for
-# what is developed after the confirmation pool, and then the reserve, has been looked at.
-POOLS = ("development", "confirmation", "reserve", "fresh")
+# The first two share rows of both sources by turns. The others have further rows of the benchmark pool, each
+# for what is developed after the one before has been looked at; the last ones, rows beyond `MOST_PER_LABEL`.
+POOLS = ("development", "confirmation", "reserve", "fresh", "last")
+BEYOND = POOLS[3:]
 TURNS = 2
 ROWS_PER_LABEL, MOST_PER_LABEL, HELD_OUT, TARGETS, SPARE = 100, 400, 160, 30, 10
 LOW_QUALITY, DUPLICATES, DRAWN = 0.08, 0.04, 0.8
@@ -125,23 +126,22 @@ def world() -> World:
     candidates = [s for s in rows if s.row_id not in calibration]
     default = [replace(row_to_sample(row), label=_label(row["label"])) for row in default_rows()]
     by_label: dict[str, list[Sample]] = {}
-    later: dict[str, list[Sample]] = {}
+    beyond: dict[str, dict[str, list[Sample]]] = {name: {} for name in BEYOND}
+    rooms = [(by_label, MOST_PER_LABEL), *((room, ROWS_PER_LABEL) for room in beyond.values())]
     seen: set[str] = set()
     for place, source in ((0, default), (1, candidates)):
         for sample in sorted(source, key=lambda s: draw_key("evidence-pools", 1, s.row_id)):
             key = f"{place}:{sample.label}"
-            taken, most = by_label.setdefault(key, []), MOST_PER_LABEL
-            if len(taken) == most:
-                taken, most = later.setdefault(key, []), ROWS_PER_LABEL
-            if sample.row_id not in seen and len(taken) < most and count(sample) <= MAX_TOKENS:
+            room = next((room for room, most in rooms if len(room.setdefault(key, [])) < most), None)
+            if room is not None and sample.row_id not in seen and count(sample) <= MAX_TOKENS:
                 seen.add(sample.row_id)
-                taken.append(sample)
+                room[key].append(sample)
     aside = _set_aside(by_label)
     clean = {row["row_id"] for row in _table(aside)}
     usable = [s for s in aside if s.row_id in clean]
     held_out, targets = usable[:HELD_OUT], usable[HELD_OUT : HELD_OUT + TARGETS]
     members = _members({s.row_id for s in aside}, by_label)
-    members[POOLS[3]] = [sample for key in sorted(later) for sample in later[key]]
+    members |= {name: [s for key in sorted(room) for s in room[key]] for name, room in beyond.items()}
     probes = [Probe("held-out rows", s.row_id, (s.prompt,)) for s in (*held_out, *targets)]
     probes += [probe for name, items in task_items().items() for probe in items.probes(name)]
     pools, removed, injected = {}, {}, {}
