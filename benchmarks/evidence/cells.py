@@ -173,6 +173,7 @@ class Cell:
         return read_json(path) if path.exists() else None
 
 
+# Options of selectors that enter a key only where they are on, because cells are older than they.
 LATER_OPTIONS = ("standing",)
 # What a cell has that does not decide its rows.
 OF_TRAINING = ("name", "train", "recover", "steps")

@@ -82,9 +82,9 @@ THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
 # The fourth: how far a row stands for others by its own damage.
 FOURTH = ("recoverable-coverage, standing 1/2", "recoverable-coverage, standing 1")
-# Beside the winner in the hardest scheme, as description: the selectors that are ahead of it in the lightest,
+# Beside the winner of the third in the hardest scheme, as description: selectors ahead of it in the lightest,
 # its control, and the rule without coverage, which needs no embeddings.
-LAST_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
+FRESH_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
 RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -232,7 +232,7 @@ def reserve() -> list[Cell]:
 def fresh() -> list[Cell]:
     """The winner of the third development on rows that no pool has had, then what is beside it."""
     deciding = [(scheme, name) for scheme in SCHEMES for name in ("random", DEFAULT)]
-    beside = [(HARD, name) for name in LAST_BESIDE]
+    beside = [(HARD, name) for name in FRESH_BESIDE]
     return [
         cell
         for scheme, name in (*deciding, *beside)

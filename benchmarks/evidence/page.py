@@ -282,7 +282,7 @@ def reserve() -> str:
 def fresh() -> str:
     """The winner of the third development, on the fourth pool."""
     pairs = [(grid.DEFAULT, "random")]
-    pairs += [(name, other) for name in grid.LAST_BESIDE for other in ("random", grid.DEFAULT)]
+    pairs += [(name, other) for name in grid.FRESH_BESIDE for other in ("random", grid.DEFAULT)]
     return _tested(
         "## The default rule, tested",
         f"`{grid.DEFAULT}`, which came out of three developments (*How the default was found*), on a fourth pool (*fresh*) from which nothing had been "
@@ -342,50 +342,50 @@ def _blocks(lines: Mapping[str, Sequence[str]]) -> str:
 
 def second() -> str:
     """The second development, on one seed of the development pool in every scheme."""
-    columns = _schemes_of_development()
     return _developed(
         "### Second development: every scheme",
         f"Development pool, {grid.LARGE:,} training tokens, one seed. It was to go by the mean over schemes; with this seed seen, before any row of the "
         "third pool was, it was decided to go by the highest of the lowest bounds, because a rule has to pass in every scheme, and by the mean "
         "where two are level. The mean alone would have taken another.",
         grid.SECOND[1:],
-        columns,
+        _columns(grid.DEVELOPMENT, grid.DEVELOPMENT_SEEDS[:1]),
     )
 
 
-def _schemes_of_development() -> list[Column]:
+def _columns(pool: str, seeds: Sequence[int], schemes: Iterable[str] = SCHEMES) -> list[Column]:
+    """One for each scheme; the heading names a pool that is not the development pool."""
+    suffix = "" if pool == grid.DEVELOPMENT else f", {pool}"
+    return [(SCHEMES[scheme] + suffix, scheme, pool, seeds) for scheme in schemes]
+
+
+def _columns_of_third() -> list[Column]:
+    """Every scheme, and another pool in the one that is the hardest to win."""
     return [
-        (title, scheme, grid.DEVELOPMENT, grid.DEVELOPMENT_SEEDS[:1]) for scheme, title in SCHEMES.items()
+        *_columns(grid.DEVELOPMENT, grid.DEVELOPMENT_SEEDS[:1]),
+        *_columns(grid.RESERVE, grid.RESERVE_SEEDS[:2], [grid.HARD]),
     ]
 
 
 def third() -> str:
     """The third development: the same columns, and another pool in the scheme that is the hardest to win."""
-    columns = _schemes_of_development()
-    columns.append((f"{SCHEMES[grid.HARD]}, reserve", grid.HARD, grid.RESERVE, grid.RESERVE_SEEDS[:2]))
     return _developed(
         "### Third development: another pool too",
         "As in the second, and on seeds of the reserve, where labels with short answers are most of the rows. *By rate*: budget by "
         "(damage of all response tokens over all training tokens of the cluster) to the power `gamma`, 1/2 where none is named. A dash where a cell "
         "is missing; the lowest bound and the mean are over the columns that are there.",
         (*grid.THIRD, *grid.THIRD_BESIDE, grid.SECOND_WINNER),
-        columns,
+        _columns_of_third(),
     )
 
 
 def fourth() -> str:
     """The fourth development: the pool of the third test too, since it has been looked at."""
-    columns = _schemes_of_development()
-    columns.append((f"{SCHEMES[grid.HARD]}, reserve", grid.HARD, grid.RESERVE, grid.RESERVE_SEEDS[:2]))
-    columns += [
-        (f"{title}, fresh", scheme, grid.FRESH, grid.FRESH_SEEDS[:1]) for scheme, title in SCHEMES.items()
-    ]
     return _developed(
         "### Fourth development: rows that stand for others by their own damage",
         "*Standing*: a row stands for those near it by its own damage to this power; 0 in the rule of the third test. Where the lowest bound is at least "
         "+0.02, the highest mean goes on.",
         (grid.DEFAULT, *grid.FOURTH),
-        columns,
+        [*_columns_of_third(), *_columns(grid.FRESH, grid.FRESH_SEEDS[:1])],
     )
 
 
@@ -396,18 +396,19 @@ def _developed(title: str, intro: str, names: Iterable[str], columns: Sequence[C
     lines: dict[str, tuple[float, float, str]] = {}
     for name in names:
         found = [_over_random(name, *column[1:]) for column in columns]
-        fidelity = [one["fidelity gap"] for one in found if one]
-        if not fidelity:
+        done = [one for one in found if one]
+        if not done:
             continue
-        least = min(one["low"] for one in fidelity)
-        mean = sum(one["value"] for one in fidelity) / len(fidelity)
+        least = min(one["fidelity gap"]["low"] for one in done)
+        mean, closed = (
+            sum(one[m]["value"] for one in done) / len(done) for m in ("fidelity gap", "gap closed")
+        )
         cells = [signed(one["fidelity gap"]) if one else "-" for one in found]
         cells += [f"{least:+.3f}", f"{mean:+.3f}"]
-        closed = [one and one["gap closed"]["value"] for one in found]
         if brief:
-            done = [value for value in closed if value is not None]
-            closed = [sum(done) / len(done)]
-        cells += ["-" if value is None else f"{value:+.2f}" for value in closed]
+            cells.append(f"{closed:+.2f}")
+        else:
+            cells += [f"{one['gap closed']['value']:+.2f}" if one else "-" for one in found]
         lines[name] = round(least, 3), mean, f"| `{name}` | " + " | ".join(cells) + " |"
     if not lines:
         return ""
@@ -793,7 +794,7 @@ def chosen_rows() -> str:
     reserved = dict.fromkeys((*grid.RESERVED, *grid.THIRD, *grid.THIRD_BESIDE))
     for pool, scheme, seeds, names in (
         (grid.DEVELOPMENT, WANDA, grid.DEVELOPMENT_SEEDS[:3], ()),
-        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, ("random", grid.DEFAULT, *grid.LAST_BESIDE)),
+        (grid.FRESH, grid.HARD, grid.FRESH_SEEDS, ("random", grid.DEFAULT, *grid.FRESH_BESIDE)),
         (grid.CONFIRMATION, WANDA, grid.CONFIRMATION_SEEDS, grid.CONFIRMED),
         (grid.RESERVE, grid.HARD, grid.RESERVE_SEEDS, reserved),
     ):

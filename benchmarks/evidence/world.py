@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,14 +125,14 @@ def world() -> World:
     calibration = {s.row_id for s in sorted(rows, key=lambda s: s.row_id)[-CALIBRATION_ROWS:]}
     candidates = [s for s in rows if s.row_id not in calibration]
     default = [replace(row_to_sample(row), label=_label(row["label"])) for row in default_rows()]
-    by_label: dict[str, list[Sample]] = {}
-    beyond: dict[str, dict[str, list[Sample]]] = {name: {} for name in BEYOND}
+    by_label: dict[str, list[Sample]] = defaultdict(list)
+    beyond: dict[str, dict[str, list[Sample]]] = {name: defaultdict(list) for name in BEYOND}
     rooms = [(by_label, MOST_PER_LABEL), *((room, ROWS_PER_LABEL) for room in beyond.values())]
     seen: set[str] = set()
     for place, source in ((0, default), (1, candidates)):
         for sample in sorted(source, key=lambda s: draw_key("evidence-pools", 1, s.row_id)):
             key = f"{place}:{sample.label}"
-            room = next((room for room, most in rooms if len(room.setdefault(key, [])) < most), None)
+            room = next((room for room, most in rooms if len(room[key]) < most), None)
             if room is not None and sample.row_id not in seen and count(sample) <= MAX_TOKENS:
                 seen.add(sample.row_id)
                 room[key].append(sample)
