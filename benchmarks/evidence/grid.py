@@ -15,6 +15,7 @@ WANDA = "wanda-50"
 DEVELOPMENT_SEEDS, CONFIRMATION_SEEDS = (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)
 RESERVE_SEEDS = (21, 22, 23, 24, 25)
 FRESH_SEEDS = (31, 32, 33, 34, 35)
+LAST_SEEDS = (41, 42, 43, 44, 45)
 # The policy of our own that the development favoured (docs/decisions/evidence-plan.md).
 WINNER = "per-token"
 FINE: dict[str, Any] = {"k": 24, "k_max": 24}
@@ -82,6 +83,7 @@ THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
 # The fourth: how far a row stands for others by its own damage.
 FOURTH = ("recoverable-coverage, standing 1/2", "recoverable-coverage, standing 1")
+FOURTH_WINNER = FOURTH[0]
 # Beside the winner of the third in the hardest scheme, as description: selectors ahead of it in the lightest,
 # its control, and the rule without coverage, which needs no embeddings.
 FRESH_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
@@ -240,6 +242,17 @@ def fresh() -> list[Cell]:
     ]
 
 
+def last() -> list[Cell]:
+    """The winner of the fourth development on rows that no pool has had, the hardest scheme first."""
+    return [
+        cell
+        for scheme in sorted(SCHEMES, key=lambda scheme: scheme != HARD)
+        for seed in LAST_SEEDS
+        for name in ("random", DEFAULT, FOURTH_WINNER)
+        for cell in confirmed(name, [seed], scheme, pool=LAST)
+    ]
+
+
 def confirmed(name: str, seeds: Iterable[int], scheme: str, pool: str = CONFIRMATION) -> list[Cell]:
     """A policy of our own, or a selector, on a pool that it was not developed on."""
     return named(name, seeds, pool=pool, scheme=scheme)
@@ -309,6 +322,7 @@ def equal_steps() -> list[Cell]:
 PARTS = {
     "confirmation": confirmation,
     "reserve": reserve,
+    "last": last,
     "fresh": fresh,
     "second": second,
     "third": third,
