@@ -140,7 +140,7 @@ def test_the_rule_by_name_is_coverage_by_recoverability_a_token_with_a_budget_by
     found = run("recoverable-coverage", rows, 2000, "tokens")
     written = run(
         "coverage", rows, 2000, "tokens", divergence="recoverability", policy="damage_rate", gamma=0.5,
-        weight="per_token", thrift=0.5,
+        weight="per_token", thrift=0.5, standing=0.5,
     )  # fmt: skip
     assert found.positions.tolist() == written.positions.tolist()
     assert found.ies.tolist() == written.ies.tolist()
