@@ -10,7 +10,7 @@ import pytest
 from paser.errors import SettingsError
 from paser.selectors import coverage
 from paser.selectors.choose import choose
-from paser.selectors.coverage import Covering, coverage_order, facility_location
+from paser.selectors.coverage import BY_THE_TOKEN, Covering, coverage_order, facility_location
 from paser.selectors.protocol import ScoredPool
 from paser.selectors.registry import selector
 from paser.selectors.resources import Resources
@@ -112,20 +112,26 @@ def test_coverage_spreads_where_top_damage_piles_up() -> None:
     assert len(set(copies) & set(taken.positions)) == 1
 
 
+@pytest.mark.parametrize("covering", [Covering(), BY_THE_TOKEN])
 def test_a_large_cluster_is_dealt_into_parts_that_are_covered_by_themselves(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, covering: Covering
 ) -> None:
     monkeypatch.setattr(coverage, "PART", 8)
     rows, resources = pool(60), embedded(60)
     assert resources.embeddings is not None
-    values = coverage_order(rows, resources.embeddings, Covering(), 60, "rows")
+    values = coverage_order(rows, resources.embeddings, covering, int(rows.tokens.sum()), "tokens")
     unit = resources.embeddings.astype(float)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    mass, standing, thrift = rows.damage, None, 0.0
+    if covering == BY_THE_TOKEN:
+        mass = rows.damage * rows.response_tokens / rows.tokens
+        standing, thrift = np.sqrt(mass), 0.5
     for k in range(3):
         inside = sorted(np.flatnonzero(rows.clusters == k), key=lambda i: rows.row_ids[i])
         assert len(inside) == 20
         for dealt in (inside[0::3], inside[1::3], inside[2::3]):
-            _, gains = plain(unit[dealt], rows.damage[dealt], np.ones(len(dealt)), 0.0)
+            own = None if standing is None else standing[dealt]
+            _, gains = plain(unit[dealt], mass[dealt], rows.tokens[dealt].astype(float), thrift, own)
             assert values[dealt] == pytest.approx([gains[j] for j in range(len(dealt))], abs=1e-12)
 
 

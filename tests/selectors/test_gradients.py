@@ -194,16 +194,30 @@ def test_strata_of_influence_and_effort_take_turns(ground: Ground) -> None:
     embeddings, loss = ground.resources.embeddings, ground.resources.loss_pruned
     assert embeddings is not None
     assert loss is not None
-    rise = influence.removal_influence(embeddings.astype(float), loss, 0.01)
+    points, count = embeddings.astype(float), len(loss)
+    inverse = np.linalg.inv(sum(np.outer(p, p) for p in points) / count + 0.01 * np.eye(points.shape[1]))
+    weights = inverse @ sum(p * y for p, y in zip(points, loss, strict=True)) / count
+    gradients = [float(p @ weights - y) * p for p, y in zip(points, loss, strict=True)]
+    whole = sum(gradients) / count
+    rise = np.array([float(whole @ inverse @ g) / count for g in gradients])
 
     def scaled(values: np.ndarray) -> np.ndarray:
         return (values - values.min()) / (values.max() - values.min())
 
     score = scaled(scaled(rise) + 0.5 * scaled(effort))
     stratum = np.minimum((score * 4).astype(int), 3)
+    ids = ground.pool.row_ids
+    queues = [
+        sorted(np.flatnonzero(stratum == k).tolist(), key=lambda i: draw_key("influence-effort", 5, ids[i]))
+        for k in sorted(range(4), key=lambda k: (int((stratum == k).sum()), k))
+    ]
+    turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     filled = len(set(stratum.tolist()))
-    selection = selector("influence-effort", {"groups": 4}, ground.resources, 5)(ground.pool, filled, "rows")
-    assert sorted(stratum[selection.positions]) == sorted(set(stratum.tolist()))
+    for amount in (filled, filled + 2, 3 * filled):
+        selection = selector("influence-effort", {"groups": 4}, ground.resources, 5)(
+            ground.pool, amount, "rows"
+        )
+        assert set(selection.positions) == set(turns[:amount])
 
 
 def test_predictive_strength_is_the_share_of_pairs_ranked_as_by_ability() -> None:

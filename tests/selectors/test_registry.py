@@ -23,7 +23,7 @@ from tests.selectors.scored import changed, part, pool
 CHEAP = [
     "random", "longest", "k-centre", "prototypes", "top-damage", "total-damage", "damage-per-token", "paser",
     "paser-no-clusters", "paser-uniform", "paser-random-inside", "paser-no-conflicts", "coverage",
-    "per-token", "per-token-no-damage",
+    "per-token", "per-token-no-damage", "recoverable", "recoverable-coverage",
 ]  # fmt: skip
 
 
