@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, POOLS, SCHEMES
 from paser.errors import PaserError
+from paser.settings import RecoverSettings
 
 DEVELOPMENT, CONFIRMATION, RESERVE, FRESH, LAST = POOLS
 SMALL, LARGE = 6_000, 18_000
@@ -52,7 +53,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 # Those that have the other seeds too: the best of each kind, and the controls: clusters and length, or
 # clusters and coverage, without damage.
 LEADING = (
-    "per-token", "recoverable", "per-token, no damage", "recoverable-coverage, no damage", "recoverable-coverage, standing 0",
+    "per-token", "recoverable", "per-token, no damage", "recoverable-coverage, no damage",
+    "recoverable-coverage, standing 0",
 )  # fmt: skip
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
 THREE_SEEDS = ("top-damage", "ifd", "prototypes")
@@ -80,13 +82,13 @@ THIRD = (
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
 # Of it, what went no further after a look in the hardest scheme; the first had a second seed there.
 SHORT = ("recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4", "per-token, by rate")
-LEADS = THIRD_WINNER, SIMPLER = "recoverable-coverage, standing 0", "recoverable, by rate"
+LEADS = THIRD_WINNER, _ = "recoverable-coverage, standing 0", "recoverable, by rate"
 # The fourth: how far a row stands for others by its own damage. Its cells, and those of the third's winner,
 # are of the selector `coverage` with options; the product's name for the default came with the result.
 FOURTH = DEFAULT, _ = "recoverable-coverage", "recoverable-coverage, standing 1"
 # Beside the default in the hardest scheme, as description: selectors ahead of the third's winner in the
-# lightest, the control of both, and the rule without coverage, which needs no embeddings.
-BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
+# lightest, and the control of both.
+BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage")
 RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -100,6 +102,8 @@ TAUGHT_COMPARED = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
 STEPS_COMPARED = ("random", "paser", WINNER, "longest", DEFAULT)
+# Shares of the default learning rate, for what a selection is worth where training strays less.
+GENTLER = (0.5, 0.25)
 # Rows on which the dense model is trained too.
 CEILING = (*CONFIRMED, THIRD_WINNER, DEFAULT)
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -181,6 +185,32 @@ def ceiling() -> list[Cell]:
     return [cell for name in CEILING for cell in named(name, DEVELOPMENT_SEEDS[:1], train=DENSE)]
 
 
+def smaller_budget() -> list[Cell]:
+    """The default rule at the budget that the primary comparison has beside the larger one."""
+    return [
+        cell
+        for scheme in SCHEMES
+        for cell in candidate(DEFAULT, DEVELOPMENT_SEEDS[:3], scheme=scheme, budget=SMALL)
+    ]
+
+
+def gentler() -> list[Cell]:
+    """The default rule and random rows at lower learning rates, in the lightest scheme and the hardest."""
+    return [
+        cell
+        for scheme, shares in ((WANDA, GENTLER), (HARD, GENTLER[:1]))
+        for share in shares
+        for name in ("random", DEFAULT)
+        for cell in gently(name, scheme, share)
+    ]
+
+
+def gently(name: str, scheme: str, share: float) -> list[Cell]:
+    """At this share of the default learning rate."""
+    rate = share * float(RecoverSettings.model_fields["learning_rate"].default)
+    return named(name, DEVELOPMENT_SEEDS[:2], scheme=scheme, recover={"learning_rate": rate})
+
+
 def sensitivity() -> list[Cell]:
     return [
         cell
@@ -248,10 +278,11 @@ def last() -> list[Cell]:
     scheme first; then, in that one, what is beside it as description."""
     decides = ("random", THIRD_WINNER, DEFAULT)
     schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
+    deciding = [(scheme, LAST_SEEDS, decides) for scheme in schemes]
     return [
         cell
-        for scheme, names in (*((scheme, decides) for scheme in schemes), (HARD, BESIDE))
-        for seed in LAST_SEEDS
+        for scheme, seeds, names in (*deciding, (HARD, LAST_SEEDS[:3], BESIDE))
+        for seed in seeds
         for name in names
         for cell in confirmed(name, [seed], scheme, pool=LAST)
     ]
@@ -339,6 +370,8 @@ PARTS = {
     "candidates": candidates,
     "ceiling": ceiling,
     "secondary": secondary,
+    "gentler": gentler,
+    "smaller-budget": smaller_budget,
     "primary": primary,
     "sensitivity": sensitivity,
     "sensitivity-of-default": sensitivity_of_default,
