@@ -218,6 +218,8 @@ def told() -> dict[str, str]:
         top = of_ceiling(name)
         values[f"healed by {name}"] = f"{top['healed']:.2f}" if top else UNKNOWN
         values[f"JSD by {name}"] = f"{top['jsd']:.3f}" if top else UNKNOWN
+    values["near an earlier pool"] = f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
+    values["items"] = f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
     (first,) = grid.named("paser", grid.DEVELOPMENT_SEEDS[:1])
     forward = cell_files.selection(first)["cost"]["forward_tokens"]
     values["trainings that scoring costs"] = f"{forward / (PASSES_OF_TRAINING * grid.LARGE):.1f}"
@@ -1008,13 +1010,19 @@ def missing() -> str:
 
 def near() -> str:
     """Rows that are nearly held-out rows, or rows of the other pool."""
-    pools = list(world().pools.items())
-    counted = [f"{worlds.near(rows, world().held_out)} rows of the {name} pool" for name, rows in pools]
-    across = []
-    for number, (name, rows) in enumerate(pools[1:], start=1):
-        earlier = [row for _, others in pools[:number] for row in others]
-        across.append(f"{worlds.near(rows, earlier)} of the {name} pool")
+    pools = world().pools
+    counted = [
+        f"{worlds.near(rows, world().held_out)} rows of the {name} pool" for name, rows in pools.items()
+    ]
+    across = [f"{near_earlier(name)} of the {name} pool" for name in worlds.POOLS[1:]]
     return f"{', '.join(counted)}; with nearly that of a row of an earlier pool: {', '.join(across)}"
+
+
+@functools.cache
+def near_earlier(pool: str) -> int:
+    """How many rows of this pool have nearly the prompt of a row of a pool before it."""
+    before = worlds.POOLS[: worlds.POOLS.index(pool)]
+    return worlds.near(world().pools[pool], [row for name in before for row in world().pools[name]])
 
 
 def removed() -> str:
