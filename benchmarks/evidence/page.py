@@ -655,18 +655,25 @@ def budgets_figure() -> str:
         panels: dict[str, dict[str, dict[int, Row]]] = {}
         for scheme in SCHEMES:
             lines: dict[str, dict[int, Row]] = {}
-            for name in ("random", "paser"):
-                for budget in (grid.SMALL, grid.LARGE):
-                    cells = grid.plain(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
-                    if found := list(trained(cells).values()):
-                        lines.setdefault(name, {})[budget] = judge(scheme).mean(metric, found)
-            if len(lines) == 2 and all(len(points) == 2 for points in lines.values()):
+            for name in ("random", "paser", grid.DEFAULT):
+                points = {
+                    budget: judge(scheme).mean(metric, found)
+                    for budget in (grid.SMALL, grid.LARGE)
+                    if (found := _by_budget(name, scheme, budget))
+                }
+                if len(points) > 1:
+                    lines[name] = points
+            if "random" in lines:
                 panels[SCHEMES[scheme]] = lines
         if panels:
             path = IMAGES / f"evidence-{metric.replace(' ', '-')}.svg"
             figures.by_budget(path, panels, metric)
             shown.append(f"![{metric} against training tokens](images/{path.name})")
     return "\n\n".join(shown)
+
+
+def _by_budget(name: str, scheme: str, budget: int) -> list[Row]:
+    return list(trained(grid.named(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)).values())
 
 
 def differences_figure() -> str:
