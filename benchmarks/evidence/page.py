@@ -656,13 +656,14 @@ def budgets_figure() -> str:
         for scheme in SCHEMES:
             lines: dict[str, dict[int, Row]] = {}
             for name in ("random", "paser", grid.DEFAULT):
-                points = {
-                    budget: judge(scheme).mean(metric, found)
+                small, large = (
+                    grid.named(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)
                     for budget in (grid.SMALL, grid.LARGE)
-                    if (found := _by_budget(name, scheme, budget))
-                }
-                if len(points) > 1:
-                    lines[name] = points
+                )
+                of_both = paired(small, large)
+                if of_both[0]:
+                    means = (judge(scheme).mean(metric, found) for found in of_both)
+                    lines[name] = dict(zip((grid.SMALL, grid.LARGE), means, strict=True))
             if "random" in lines:
                 panels[SCHEMES[scheme]] = lines
         if panels:
@@ -670,10 +671,6 @@ def budgets_figure() -> str:
             figures.by_budget(path, panels, metric)
             shown.append(f"![{metric} against training tokens](images/{path.name})")
     return "\n\n".join(shown)
-
-
-def _by_budget(name: str, scheme: str, budget: int) -> list[Row]:
-    return list(trained(grid.named(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, budget=budget)).values())
 
 
 def differences_figure() -> str:
