@@ -213,11 +213,12 @@ def test_strata_of_influence_and_effort_take_turns(ground: Ground) -> None:
     ]
     turns = [queue[turn] for turn in range(count) for queue in queues if turn < len(queue)]
     filled = len(set(stratum.tolist()))
-    for amount in (filled, filled + 2, 3 * filled):
-        selection = selector("influence-effort", {"groups": 4}, ground.resources, 5)(
-            ground.pool, amount, "rows"
-        )
-        assert set(selection.positions) == set(turns[:amount])
+    selection = selector("influence-effort", {"groups": 4}, ground.resources, 5)(ground.pool, filled, "rows")
+    for k in set(ground.pool.clusters.tolist()):
+        inside = [i for i in turns if ground.pool.clusters[i] == k]
+        assert selection.rank[inside].tolist() == list(range(1, len(inside) + 1))
+    assert sorted(selection.positions.tolist()) == sorted(turns[:filled])
+    assert sorted(stratum[selection.positions]) == sorted(set(stratum.tolist()))
 
 
 def test_predictive_strength_is_the_share_of_pairs_ranked_as_by_ability() -> None:
