@@ -314,7 +314,7 @@ def fresh() -> str:
     return _tested(
         f"### Third test: `{grid.THIRD_WINNER}`",
         "What the third development favoured, on a fourth pool (*fresh*) from which nothing had been drawn. It passed, and was the default until the "
-        f"fourth test. Held-out rows have labels that this pool lacks: {_lacking(grid.FRESH)}.",
+        "fourth test.",
         (grid.FRESH, grid.FRESH_SEEDS),
         [(grid.THIRD_WINNER, "random")],
     )
@@ -328,8 +328,7 @@ def last() -> str:
         "## The default rule, tested",
         f"`{grid.DEFAULT}`, which came out of four developments (*How the default was found*), on a fifth pool (*last*) from which nothing had been "
         f"drawn. It had to be ahead of `random` in {FIDELITY} in every scheme and behind it in no scheme in {ACCURACY}; and in {FIDELITY} behind the rule that was the default "
-        f"before, `{grid.THIRD_WINNER}`, in no scheme and ahead of it in one. Other pairs are description. Held-out rows have labels that this pool lacks: "
-        f"{_lacking(grid.LAST)}.",
+        f"before, `{grid.THIRD_WINNER}`, in no scheme and ahead of it in one. Other pairs are description.",
         (grid.LAST, grid.LAST_SEEDS),
         pairs,
     )
@@ -400,9 +399,11 @@ def _tested(title: str, what: str, where: tuple[str, Sequence[int]], pairs: Sequ
     lines = _confirmed(*where, pairs)
     if not any(lines.values()):
         return ""
+    lacking = _lacking(where[0])
     return (
         f"{title}\n\n{what} {grid.LARGE:,} training tokens, seeds of its own; held-out rows and task items are those of all "
-        "developments.\n\n" + _blocks(lines)
+        f"developments{f'. Held-out rows have labels that this pool lacks: {lacking}' if lacking else ''}.\n\n"
+        + _blocks(lines)
     )
 
 
