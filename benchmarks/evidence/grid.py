@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.world import DENSE, POOLS, SCHEMES
 from paser.errors import PaserError
+from paser.settings import RecoverSettings
 
 DEVELOPMENT, CONFIRMATION, RESERVE, FRESH, LAST = POOLS
 SMALL, LARGE = 6_000, 18_000
@@ -39,9 +40,9 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "recoverable, by rate, gamma 1/4": ("recoverable", {**BY_RATE, "gamma": 0.25}, {}),
     "per-token, by rate": ("per-token", BY_RATE, {}),
     "coverage, recoverability": ("coverage", COVERING, {}),
-    "recoverable-coverage": ("coverage", {**COVERING, **BY_RATE}, {}),
+    "recoverable-coverage": ("coverage", {**COVERING, **BY_RATE, "standing": 0.5}, {}),
     "recoverable-coverage, no damage": ("coverage", UNDAMAGED, {}),
-    "recoverable-coverage, standing 1/2": ("coverage", {**COVERING, **BY_RATE, "standing": 0.5}, {}),
+    "recoverable-coverage, standing 0": ("coverage", {**COVERING, **BY_RATE}, {}),
     "recoverable-coverage, standing 1": ("coverage", {**COVERING, **BY_RATE, "standing": 1.0}, {}),
     "size-aware budget": ("paser", {"policy": "damage_size"}, {}),
     "size-aware, no filter": ("paser", {"policy": "damage_size", "strictness": 0.0}, {}),
@@ -52,8 +53,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 # Those that have the other seeds too: the best of each kind, and the controls: clusters and length, or
 # clusters and coverage, without damage.
 LEADING = (
-    "per-token", "recoverable", "recoverable, by rate", "per-token, no damage",
-    "recoverable-coverage, no damage",
+    "per-token", "recoverable", "per-token, no damage", "recoverable-coverage, no damage",
+    "recoverable-coverage, standing 0",
 )  # fmt: skip
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
 THREE_SEEDS = ("top-damage", "ifd", "prototypes")
@@ -76,17 +77,18 @@ HARD = "wanda-2:4"
 # then, as a second pool of another make-up.
 THIRD = (
     "recoverable, by rate", "recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4",
-    "per-token, by rate", "recoverable-coverage",
+    "per-token, by rate", "recoverable-coverage, standing 0",
 )  # fmt: skip
 THIRD_BESIDE = ("recoverable", "coverage, recoverability")
-# Its cells are of the selector `coverage` with options; the product's name for these came with the result.
-LEADS = DEFAULT, SIMPLER = "recoverable-coverage", "recoverable, by rate"
-# The fourth: how far a row stands for others by its own damage.
-FOURTH = ("recoverable-coverage, standing 1/2", "recoverable-coverage, standing 1")
-FOURTH_WINNER = FOURTH[0]
-# Beside the winner of the third in the hardest scheme, as description: selectors ahead of it in the lightest,
-# its control, and the rule without coverage, which needs no embeddings.
-FRESH_BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage", SIMPLER)
+# Of it, what went no further after a look in the hardest scheme; the first had a second seed there.
+SHORT = ("recoverable, by rate, gamma 1", "recoverable, by rate, gamma 1/4", "per-token, by rate")
+LEADS = THIRD_WINNER, _ = "recoverable-coverage, standing 0", "recoverable, by rate"
+# The fourth: how far a row stands for others by its own damage. Its cells, and those of the third's winner,
+# are of the selector `coverage` with options; the product's name for the default came with the result.
+FOURTH = DEFAULT, _ = "recoverable-coverage", "recoverable-coverage, standing 1"
+# Beside the default in the hardest scheme, as description: selectors ahead of the third's winner in the
+# lightest, and the control of both.
+BESIDE = ("total-damage", "longest", "recoverable-coverage, no damage")
 RESERVED = ("random", SECOND_WINNER)
 # Seeds of which no difference had been seen when the winner was named; of Wanda 50 % two others had been.
 UNSEEN_SEEDS = (13, 14, 15)
@@ -100,8 +102,10 @@ TAUGHT_COMPARED = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
 STEPS_COMPARED = ("random", "paser", WINNER, "longest", DEFAULT)
+# Shares of the default learning rate, for what a selection is worth where training strays less.
+GENTLER = (0.5, 0.25)
 # Rows on which the dense model is trained too.
-CEILING = (*CONFIRMED, DEFAULT)
+CEILING = (*CONFIRMED, THIRD_WINNER, DEFAULT)
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
     ("K = 4", {"cluster": {"k": 4}}),
     ("K = 8", {"cluster": {"k": 8}}),
@@ -123,6 +127,8 @@ SENSITIVITY_OF_DEFAULT: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] =
     ("gamma 1", {"gamma": 1.0}, {}),
     ("thrift 0", {"thrift": 0.0}, {}),
     ("thrift 1", {"thrift": 1.0}, {}),
+    ("standing 0", {"standing": 0.0}, {}),
+    ("standing 1", {"standing": 1.0}, {}),
     ("K = 24", {}, FINE),
 )
 
@@ -153,7 +159,7 @@ def baselines() -> list[Cell]:
 def candidates() -> list[Cell]:
     """Policies of our own: one seed of each, then two more of those that lead."""
     first, *more = DEVELOPMENT_SEEDS[:3]
-    cells = [cell for name in CANDIDATES for cell in candidate(name, [first])]
+    cells = [cell for name in CANDIDATES if name not in SHORT for cell in candidate(name, [first])]
     return cells + [cell for seed in more for name in LEADING for cell in candidate(name, [seed])]
 
 
@@ -177,6 +183,32 @@ def with_scoring(seeds: Iterable[int]) -> list[Cell]:
 def ceiling() -> list[Cell]:
     """The dense model on the rows that were chosen for the pruned one."""
     return [cell for name in CEILING for cell in named(name, DEVELOPMENT_SEEDS[:1], train=DENSE)]
+
+
+def smaller_budget() -> list[Cell]:
+    """The default rule at the budget that the primary comparison has beside the larger one."""
+    return [
+        cell
+        for scheme in SCHEMES
+        for cell in candidate(DEFAULT, DEVELOPMENT_SEEDS[:3], scheme=scheme, budget=SMALL)
+    ]
+
+
+def gentler() -> list[Cell]:
+    """The default rule and random rows at lower learning rates, in the lightest scheme and the hardest."""
+    return [
+        cell
+        for scheme, shares in ((WANDA, GENTLER), (HARD, GENTLER[:1]))
+        for share in shares
+        for name in ("random", DEFAULT)
+        for cell in gently(name, scheme, share)
+    ]
+
+
+def gently(name: str, scheme: str, share: float) -> list[Cell]:
+    """At this share of the default learning rate."""
+    rate = share * float(RecoverSettings.model_fields["learning_rate"].default)
+    return named(name, DEVELOPMENT_SEEDS[:2], scheme=scheme, recover={"learning_rate": rate})
 
 
 def sensitivity() -> list[Cell]:
@@ -232,23 +264,26 @@ def reserve() -> list[Cell]:
 
 
 def fresh() -> list[Cell]:
-    """The winner of the third development on rows that no pool has had, then what is beside it."""
-    deciding = [(scheme, name) for scheme in SCHEMES for name in ("random", DEFAULT)]
-    beside = [(HARD, name) for name in FRESH_BESIDE]
+    """The winner of the third development on rows that no pool has had."""
     return [
         cell
-        for scheme, name in (*deciding, *beside)
+        for scheme in SCHEMES
+        for name in ("random", THIRD_WINNER)
         for cell in confirmed(name, FRESH_SEEDS, scheme, pool=FRESH)
     ]
 
 
 def last() -> list[Cell]:
-    """The winner of the fourth development on rows that no pool has had, the hardest scheme first."""
+    """The winner of the fourth development beside that of the third on rows that no pool has had, the hardest
+    scheme first; then, in that one, what is beside it as description."""
+    decides = ("random", THIRD_WINNER, DEFAULT)
+    schemes = sorted(SCHEMES, key=lambda scheme: scheme != HARD)
+    deciding = [(scheme, LAST_SEEDS, decides) for scheme in schemes]
     return [
         cell
-        for scheme in sorted(SCHEMES, key=lambda scheme: scheme != HARD)
-        for seed in LAST_SEEDS
-        for name in ("random", DEFAULT, FOURTH_WINNER)
+        for scheme, seeds, names in (*deciding, (HARD, LAST_SEEDS[:3], BESIDE))
+        for seed in seeds
+        for name in names
         for cell in confirmed(name, [seed], scheme, pool=LAST)
     ]
 
@@ -267,26 +302,27 @@ def second() -> list[Cell]:
 def third() -> list[Cell]:
     """Budgets by what a training token recovers: on Wanda 2:4, where others were level with `random`, on two
     pools; what leads there, in the other schemes."""
-    first, elsewhere = DEVELOPMENT_SEEDS[:1], RESERVE_SEEDS[:2]
+    first, (seed, second) = DEVELOPMENT_SEEDS[:1], RESERVE_SEEDS[:2]
     others = [scheme for scheme in SCHEMES if scheme != HARD]
     cells = [cell for name in THIRD for cell in named(name, first, scheme=HARD)]
+    names = ("random", SECOND_WINNER, *THIRD, *THIRD_BESIDE)
+    cells += [cell for name in names for cell in confirmed(name, [seed], HARD, pool=RESERVE)]
     cells += [
         cell
-        for seed in elsewhere
-        for name in ("random", SECOND_WINNER, *THIRD, *THIRD_BESIDE)
-        for cell in confirmed(name, [seed], HARD, pool=RESERVE)
+        for name in ("random", SECOND_WINNER, SHORT[0], *LEADS)
+        for cell in confirmed(name, [second], HARD, pool=RESERVE)
     ]
     return cells + [cell for scheme in others for name in LEADS for cell in named(name, first, scheme=scheme)]
 
 
 def fourth() -> list[Cell]:
-    """Rows that stand for others by their own damage, where the default and `random` have been."""
+    """Rows that stand for others by their own damage, where the third's winner and `random` have been."""
     cells = [cell for name in FOURTH for cell in confirmed(name, RESERVE_SEEDS[:2], HARD, pool=RESERVE)]
     return cells + [
         cell
         for pool, seeds in ((DEVELOPMENT, DEVELOPMENT_SEEDS[:1]), (FRESH, FRESH_SEEDS[:1]))
         for scheme in SCHEMES
-        for name in ("random", DEFAULT, *FOURTH)
+        for name in ("random", THIRD_WINNER, *FOURTH)
         for cell in confirmed(name, seeds, scheme, pool=pool)
     ]
 
@@ -334,6 +370,8 @@ PARTS = {
     "candidates": candidates,
     "ceiling": ceiling,
     "secondary": secondary,
+    "gentler": gentler,
+    "smaller-budget": smaller_budget,
     "primary": primary,
     "sensitivity": sensitivity,
     "sensitivity-of-default": sensitivity_of_default,

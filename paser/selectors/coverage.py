@@ -43,7 +43,7 @@ class Covering(Group):
 
 
 # `select.order: coverage`.
-BY_THE_TOKEN = Covering(weight="per_token", thrift=0.5)
+BY_THE_TOKEN = Covering(weight="per_token", thrift=0.5, standing=0.5)
 
 
 def coverage_order(

@@ -40,7 +40,8 @@ class RecoverableSettings(SelectSettings):
 
 
 class RecoverableCoverageSettings(SelectSettings):
-    """Shares by what a training token recovers; inside a cluster, rows that stand for many others."""
+    """Shares by what a training token recovers; inside a cluster, rows that recover much and stand for others
+    that do."""
 
     selector: Literal["recoverable-coverage"] = "recoverable-coverage"
 

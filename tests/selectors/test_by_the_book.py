@@ -76,7 +76,7 @@ def values(rule: Rule, rows: ScoredPool, members: list[list[int]]) -> dict[int, 
     gains: dict[int, float] = {}
     for inside in members:
         own = np.array([max(by_token[i], 0.0) for i in inside])
-        _, added = plain(unit[inside], own, np.ones(len(inside)), 0.5)
+        _, added = plain(unit[inside], own, np.ones(len(inside)), 0.5, np.sqrt(own))
         gains |= {inside[place]: gain for place, gain in added.items()}
     return gains
 

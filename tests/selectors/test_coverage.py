@@ -122,14 +122,16 @@ def test_a_large_cluster_is_dealt_into_parts_that_are_covered_by_themselves(
     values = coverage_order(rows, resources.embeddings, covering, int(rows.tokens.sum()), "tokens")
     unit = resources.embeddings.astype(float)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    mass, thrift = rows.damage, 0.0
+    mass, standing, thrift = rows.damage, None, 0.0
     if covering == BY_THE_TOKEN:
-        mass, thrift = rows.damage * rows.response_tokens / rows.tokens, 0.5
+        mass = rows.damage * rows.response_tokens / rows.tokens
+        standing, thrift = np.sqrt(mass), 0.5
     for k in range(3):
         inside = sorted(np.flatnonzero(rows.clusters == k), key=lambda i: rows.row_ids[i])
         assert len(inside) == 20
         for dealt in (inside[0::3], inside[1::3], inside[2::3]):
-            _, gains = plain(unit[dealt], mass[dealt], rows.tokens[dealt].astype(float), thrift)
+            own = None if standing is None else standing[dealt]
+            _, gains = plain(unit[dealt], mass[dealt], rows.tokens[dealt].astype(float), thrift, own)
             assert values[dealt] == pytest.approx([gains[j] for j in range(len(dealt))], abs=1e-12)
 
 
@@ -144,7 +146,7 @@ def test_the_rule_by_name_is_coverage_by_recoverability_a_token_with_a_budget_by
     found = run("recoverable-coverage", rows, 2000, "tokens")
     written = run(
         "coverage", rows, 2000, "tokens", divergence="recoverability", policy="damage_rate", gamma=0.5,
-        weight="per_token", thrift=0.5,
+        weight="per_token", thrift=0.5, standing=0.5,
     )  # fmt: skip
     assert found.positions.tolist() == written.positions.tolist()
     assert found.ies.tolist() == written.ies.tolist()
