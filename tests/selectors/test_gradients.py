@@ -63,9 +63,9 @@ def test_training_lowers_the_loss_of_its_rows_and_counts_its_tokens(ground: Grou
     rows, meter = ground.encoded[:4], Meter()
     settings = ground.models.recover.model_copy(update={"learning_rate": 1e-2})
     tuned = adapted(ground.models.pruned(), settings, 1)
-    before = sum(float(plain_loss(tuned.inner, row)) for row in rows)
+    before = sum(plain_loss(tuned.inner, row).item() for row in rows)
     assert list(epochs(tuned, rows, 5, meter)) == [1, 2, 3, 4, 5]
-    assert sum(float(plain_loss(tuned.inner, row)) for row in rows) < before - 0.1
+    assert sum(plain_loss(tuned.inner, row).item() for row in rows) < before - 0.1
     tokens = 5 * sum(row.tokens for row in rows)
     assert meter.as_json() == {"forward_tokens": tokens, "backward_tokens": tokens, "embedded_rows": 0}
 
