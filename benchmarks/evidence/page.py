@@ -399,10 +399,9 @@ def _tested(title: str, what: str, where: tuple[str, Sequence[int]], pairs: Sequ
     lines = _confirmed(*where, pairs)
     if not any(lines.values()):
         return ""
-    lacking = _lacking(where[0])
     return (
         f"{title}\n\n{what} {grid.LARGE:,} training tokens, seeds of its own; held-out rows and task items are those of all "
-        f"developments{f'. Held-out rows have labels that this pool lacks: {lacking}' if lacking else ''}.\n\n"
+        f"developments. Held-out rows have labels that this pool lacks: {_lacking(where[0])}.\n\n"
         + _blocks(lines)
     )
 
