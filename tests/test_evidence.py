@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import analysis, cells, grid, same
+from benchmarks.evidence import analysis, cells, grid, page, same
 from benchmarks.evidence import world as worlds
 from paser.artifacts import write_json
 from paser.records import Sample
@@ -218,3 +218,30 @@ def test_earlier_cells_count_only_where_later_code_makes_them_again(
         assert grid.plain("paser", [1])[0].training_if_done() is None
     if changed == "training":
         assert known["training-2"] == "training-2"
+
+
+def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ahead = {"value": 0.1, "low": 0.05, "high": 0.15, "seeds": 5}
+    values = {
+        "a": ahead,
+        "b": ahead | {"low": -0.01},
+        "c": ahead | {"seeds": 1},
+        "share": "7%",
+        "d": page.UNKNOWN,
+    }
+    monkeypatch.setattr(page, "told", lambda: values)
+    monkeypatch.setattr(page, "READING", tmp_path / "reading.md")
+
+    def read(sentence: str) -> str:
+        page.READING.write_text(sentence, encoding="utf-8")
+        return page.reading()
+
+    said = read("{ahead: a}, {level: b}, {level or behind: b}, {c}, {share}, {ahead: d}")
+    assert said == "+0.100 [+0.050, +0.150], +0.100 [-0.010, +0.150], " + (
+        f"+0.100 [-0.010, +0.150], +0.100 [+0.050, +0.150], 7%, {page.UNKNOWN}"
+    )
+    for wrong in ("{behind: a}", "{level: a}", "{ahead: b}", "{ahead: c}"):
+        with pytest.raises(ValueError, match=f"says '{wrong[1:-4]}'.*change the sentence"):
+            read(wrong)
