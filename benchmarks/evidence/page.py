@@ -30,7 +30,7 @@ OVER = "†"
 # Selectors that `reading.md` tells of.
 TOLD = (
     grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
-    "ifd", "paser-random-inside",
+    "ifd", "less", "influence-effort", "paser-random-inside",
 )  # fmt: skip
 # A token goes backward at twice the cost of forward; in training both ways in each epoch. In forward passes.
 BACKWARD = 2
