@@ -200,7 +200,7 @@ def _value(braces: str, values: Mapping[str, str | Row]) -> str:
     found = values[name]
     if isinstance(found, str):
         return found
-    said = {"tie": "level"}.get(verdict(found), verdict(found))
+    said = verdict(found).replace("tie", "level")
     if claim and said not in claim.split(" or "):
         raise ValueError(
             f"{READING.name} says {claim!r} of {name!r}, and the cells say {said!r} ({signed(found)}): "
@@ -231,8 +231,8 @@ def told() -> dict[str, str | Row]:
         done = trained(cells)
         for metric in METRICS:
             values[f"{metric} of {name}"] = f"{judge(WANDA).mean(metric, list(done.values()))['value']:.2f}"
-        for other, theirs in to.items():
-            for metric, found in _differences(WANDA, cells, theirs).items():
+        for other in to.keys() - {name}:
+            for metric, found in _differences(WANDA, cells, to[other]).items():
                 values[f"{metric} of {name} over {other}"] = found
         chosen = [cell_files.selection(cell)["rows"] for cell in cells if cell.seed in done]
         consists = contents(chosen, grid.DEVELOPMENT)
