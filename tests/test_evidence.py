@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,7 @@ def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
         "share": "7%",
         "d": page.UNKNOWN,
     }
-    monkeypatch.setattr(page, "told", lambda: values)
+    monkeypatch.setattr(page, "told", lambda: {name: partial(values.get, name) for name in values})
     monkeypatch.setattr(page, "READING", tmp_path / "reading.md")
 
     def read(sentence: str) -> str:
@@ -245,3 +246,5 @@ def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
     for wrong in ("{behind: a}", "{level: a}", "{ahead: b}", "{ahead: c}"):
         with pytest.raises(ValueError, match=f"says '{wrong[1:-4]}'.*change the sentence"):
             read(wrong)
+    with pytest.raises(ValueError, match="says 'ahead' of 'share', which is no difference"):
+        read("{ahead: share}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ WANDA = grid.WANDA
 WHERE = f"Development pool, {SCHEMES[WANDA]}, {grid.LARGE:,} training tokens"
 # Beside a gap closed of more than 1.
 OVER = "†"
+MORE_TOKENS = "random, more tokens"
 # Selectors that `reading.md` tells of.
 TOLD = (
     grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
-    "ifd", "less", "influence-effort", "paser-random-inside",
+    "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "paser-random-inside", MORE_TOKENS,
 )  # fmt: skip
 # A token goes backward at twice the cost of forward; in training both ways in each epoch. In forward passes.
 BACKWARD = 2
@@ -40,8 +42,17 @@ TRADED = (CLOSED, FIDELITY)
 # Columns of a development to which each has its own of gap closed.
 BRIEF = 4
 UNKNOWN = "(not run yet)"
-OTHER_BUDGET = ("full", "random, more tokens")
+OTHER_BUDGET = ("full", MORE_TOKENS)
+# Of *Gentler training*: scheme, and the learning rate as a multiple of the default.
+GENTLER = (
+    (WANDA, 1.0),
+    *((WANDA, share) for share in grid.GENTLER),
+    (grid.HARD, 1.0),
+    (grid.HARD, grid.GENTLER[0]),
+)
 Row = dict[str, Any]
+# A value of `reading.md`: text, or a difference.
+Told = Callable[[], str | Row]
 # Of a table: a heading, the scheme, the pool and its seeds.
 Column = tuple[str, str, str, Sequence[int]]
 
@@ -132,7 +143,7 @@ def rivals() -> list[tuple[str, list[Cell]]]:
     return [
         *((name, grid.plain(name, seeds)) for name in names),
         ("q-tuning, tokens pruned", grid.pruned_tokens(seeds)),
-        ("random, more tokens", grid.with_scoring(seeds)),
+        (MORE_TOKENS, grid.with_scoring(seeds)),
     ]
 
 
@@ -195,10 +206,12 @@ def reading() -> str:
     )
 
 
-def _value(braces: str, values: Mapping[str, str | Row]) -> str:
+def _value(braces: str, values: Mapping[str, Told]) -> str:
     claim, _, name = braces.rpartition(": ")
-    found = values[name]
+    found = values[name]()
     if isinstance(found, str):
+        if claim and found != UNKNOWN:
+            raise ValueError(f"{READING.name} says {claim!r} of {name!r}, which is no difference ({found})")
         return found
     said = verdict(found).replace("tie", "level")
     if claim and said not in claim.split(" or "):
@@ -209,53 +222,86 @@ def _value(braces: str, values: Mapping[str, str | Row]) -> str:
     return signed(found)
 
 
-def told() -> dict[str, str | Row]:
-    """What `reading.md` may name: of the default minus random rows and minus the default of before on the last
-    pool, by scheme; of the paper's policy minus random rows, by scheme and budget; of selectors on the development
+def told() -> dict[str, Told]:
+    """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
+    before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler and at
+    the smaller budget; of the paper's policy minus random rows, by scheme and budget; of selectors on the development
     pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the ceiling. Paired
     differences are as they were measured, everything else as the page shows it."""
-    values: dict[str, str | Row] = {}
+    values: dict[str, Told] = {}
+
+    def differ(name: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> None:
+        for metric in METRICS:
+            values[f"{metric} {name}"] = partial(_difference, metric, scheme, ours, theirs)
+
     for scheme, title in SCHEMES.items():
         for other in ("random", grid.THIRD_WINNER):
-            sides = (
+            sides = [
                 grid.confirmed(n, grid.LAST_SEEDS, scheme, pool=grid.LAST) for n in (grid.DEFAULT, other)
-            )
-            for metric, found in _differences(scheme, *sides).items():
-                values[f"{metric} over {other}, {title}"] = found
+            ]
+            differ(f"over {other}, {title}", scheme, *sides)
         for budget in (grid.SMALL, grid.LARGE):
-            for metric, found in _differences(scheme, *_primary(scheme, budget)).items():
-                values[f"{metric} of paser over random, {title}, {budget:,} tokens"] = found
+            differ(f"of paser over random, {title}, {budget:,} tokens", scheme, *_primary(scheme, budget))
+        differ(
+            f"over random, {title}, {grid.SMALL:,} tokens",
+            scheme,
+            *_default_and_random(scheme, budget=grid.SMALL),
+        )
+    for scheme, rate in GENTLER:
+        differ(f"over random, {SCHEMES[scheme]}, rate x {rate:g}", scheme, *_gently(scheme, rate))
     to = {name: grid.named(name, grid.DEVELOPMENT_SEEDS) for name in (grid.DEFAULT, "random", "paser")}
     for name in TOLD:
-        cells = grid.named(name, grid.DEVELOPMENT_SEEDS)
-        done = trained(cells)
+        cells = _told_cells(name)
         for metric in METRICS:
-            values[f"{metric} of {name}"] = f"{judge(WANDA).mean(metric, list(done.values()))['value']:.2f}"
+            values[f"{metric} of {name}"] = partial(_mean, metric, cells)
         for other in to.keys() - {name}:
-            for metric, found in _differences(WANDA, cells, to[other]).items():
-                values[f"{metric} of {name} over {other}"] = found
-        chosen = [cell_files.selection(cell)["rows"] for cell in cells if cell.seed in done]
-        consists = contents(chosen, grid.DEVELOPMENT)
-        values[f"wrong answers of {name}"] = f"{consists['wrong']:.0%}"
-        values[f"response tokens of {name}"] = f"{consists['response']:,.0f}"
-    whole = contents([[row["row_id"] for row in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)
-    values["wrong answers of the pool"] = f"{whole['wrong']:.0%}"
+            differ(f"of {name} over {other}", WANDA, cells, to[other])
+        values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
+        values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
+    values["wrong answers of the pool"] = lambda: (
+        f"{contents([[r['row_id'] for r in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)['wrong']:.0%}"
+    )
     for name in grid.CEILING:
-        top = of_ceiling(name)
-        values[f"healed by {name}"] = f"{top['healed']:.2f}" if top else UNKNOWN
-        values[f"JSD by {name}"] = f"{top['jsd']:.3f}" if top else UNKNOWN
-    values["near an earlier pool"] = f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
-    values["items"] = f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
-    (first,) = grid.named("paser", grid.DEVELOPMENT_SEEDS[:1])
-    forward = cell_files.selection(first)["cost"]["forward_tokens"]
-    values["trainings that scoring costs"] = f"{forward / (PASSES_OF_TRAINING * grid.LARGE):.1f}"
+        values[f"healed by {name}"] = partial(_of_ceiling, "healed", ".2f", name)
+        values[f"JSD by {name}"] = partial(_of_ceiling, "jsd", ".3f", name)
+    values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
+    values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
+    values["trainings that scoring costs"] = _trainings_that_scoring_costs
     return values
 
 
-def _differences(scheme: str, ours: list[Cell], theirs: list[Cell]) -> dict[str, str | Row]:
-    """The paired difference by metric."""
+def _told_cells(name: str) -> list[Cell]:
+    if name == MORE_TOKENS:
+        return grid.with_scoring(grid.DEVELOPMENT_SEEDS)
+    return grid.named(name, grid.DEVELOPMENT_SEEDS)
+
+
+def _difference(metric: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> str | Row:
+    """The paired difference."""
     a, b = paired(ours, theirs)
-    return {m: judge(scheme).difference(m, a, b) if a else UNKNOWN for m in METRICS}
+    return judge(scheme).difference(metric, a, b) if a else UNKNOWN
+
+
+def _mean(metric: str, cells: list[Cell]) -> str:
+    done = list(trained(cells).values())
+    return f"{judge(WANDA).mean(metric, done)['value']:.2f}" if done else UNKNOWN
+
+
+def _consists(what: str, form: str, cells: list[Cell]) -> str:
+    done = trained(cells)
+    chosen = [cell_files.selection(cell)["rows"] for cell in cells if cell.seed in done]
+    return format(contents(chosen, grid.DEVELOPMENT)[what], form) if chosen else UNKNOWN
+
+
+def _of_ceiling(what: str, form: str, name: str) -> str:
+    top = of_ceiling(name)
+    return format(top[what], form) if top else UNKNOWN
+
+
+def _trainings_that_scoring_costs() -> str:
+    (first,) = grid.named("paser", grid.DEVELOPMENT_SEEDS[:1])
+    forward = cell_files.selection(first)["cost"]["forward_tokens"]
+    return f"{forward / (PASSES_OF_TRAINING * grid.LARGE):.1f}"
 
 
 def models_table() -> str:
@@ -369,7 +415,16 @@ def smaller_budget() -> str:
         metric: [
             line
             for scheme, title in SCHEMES.items()
-            if (line := _over_random_line(title, metric, scheme, {"budget": grid.SMALL}))
+            if (
+                line := _compared(
+                    title,
+                    metric,
+                    scheme,
+                    grid.DEFAULT,
+                    "random",
+                    *_default_and_random(scheme, budget=grid.SMALL),
+                )
+            )
         ]
         for metric in METRICS
     }
@@ -380,23 +435,16 @@ def smaller_budget() -> str:
 
 def gentler() -> str:
     """The default rule and random rows where training strays less, because its steps are smaller."""
-    settings = [
-        (grid.WANDA, 1.0),
-        *((grid.WANDA, share) for share in grid.GENTLER),
-        (grid.HARD, 1.0),
-        (grid.HARD, grid.GENTLER[0]),
-    ]
     lines: dict[str, list[str]] = {metric: [] for metric in METRICS}
     for metric in METRICS:
-        for scheme, share in settings:
-            pair = [
-                grid.gently(name, scheme, share)
-                if share < 1
-                else grid.named(name, grid.DEVELOPMENT_SEEDS[:2], scheme=scheme)
-                for name in (grid.DEFAULT, "random")
-            ]
+        for scheme, rate in GENTLER:
             if line := _compared(
-                f"{SCHEMES[scheme]}, rate x {share:g}", metric, scheme, grid.DEFAULT, "random", *pair
+                f"{SCHEMES[scheme]}, rate x {rate:g}",
+                metric,
+                scheme,
+                grid.DEFAULT,
+                "random",
+                *_gently(scheme, rate),
             ):
                 lines[metric].append(line)
     if not any("rate x 0" in line for line in lines[METRICS[0]]):
@@ -407,13 +455,18 @@ def gentler() -> str:
     )
 
 
-def _over_random_line(what: str, metric: str, scheme: str, changes: Mapping[str, Any]) -> str:
-    """The default rule and random rows of the development pool in one line."""
-    sides = [
-        grid.named(name, grid.DEVELOPMENT_SEEDS, scheme=scheme, **changes)
-        for name in (grid.DEFAULT, "random")
-    ]
-    return _compared(what, metric, scheme, grid.DEFAULT, "random", *sides)
+def _gently(scheme: str, rate: float) -> list[list[Cell]]:
+    """The cells of the default rule and those of random rows at this multiple of the default learning rate."""
+    if rate == 1:
+        return _default_and_random(scheme, grid.DEVELOPMENT_SEEDS[:2])
+    return [grid.gently(name, scheme, rate) for name in (grid.DEFAULT, "random")]
+
+
+def _default_and_random(
+    scheme: str, seeds: Sequence[int] = grid.DEVELOPMENT_SEEDS, **changes: Any
+) -> list[list[Cell]]:
+    """The cells of the default rule and those of random rows, of the development pool."""
+    return [grid.named(name, seeds, scheme=scheme, **changes) for name in (grid.DEFAULT, "random")]
 
 
 def _lacking(pool: str) -> str:
