@@ -248,3 +248,35 @@ def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
             read(wrong)
     with pytest.raises(ValueError, match="says 'ahead' of 'share', which is no difference"):
         read("{ahead: share}")
+
+
+@pytest.mark.usefixtures("small_world")
+def test_a_cell_made_again_is_another_file() -> None:
+    again = grid.machine()[0]
+    first = replace(again, again=False)
+    assert first in grid.baselines()
+    assert again.selection_path != first.selection_path
+    assert again.training_path(["a"]) != first.training_path(["a"])
+    assert "again" not in first.as_json()
+
+
+def test_damage_by_label_is_a_mean_over_rows_and_a_rate_over_tokens() -> None:
+    rows = [{"row_id": name, "label": "x" if name in "ab" else name} for name in "abcd"]
+    measured = {"loss_original": 1.0, "prompt_tokens": 10}
+    known = {
+        "a": {**measured, "jsd": 0.2, "recoverability": 1.0, "loss_pruned": 2.0, "response_tokens": 10},
+        "b": {**measured, "jsd": 0.4, "recoverability": 3.0, "loss_pruned": 4.0, "response_tokens": 30},
+        "c": {**measured, "jsd": None, "recoverability": None, "loss_pruned": None, "response_tokens": 0},
+        "d": {**measured, "jsd": 0.5, "recoverability": 2.0, "loss_pruned": 1.5, "response_tokens": 10},
+    }
+    found = cells.labelled(rows, known)
+    assert list(found) == ["d", "x"]
+    assert found["x"] == pytest.approx(
+        {
+            "JSD": 0.3,
+            "loss increase": 2.0,
+            "recoverability": 2.0,
+            "JSD a training token": (0.2 * 10 + 0.4 * 30) / 60,
+            "recoverability a training token": 100 / 60,
+        }
+    )

@@ -94,7 +94,8 @@ class Cell:
     changed settings of the clusters. `temperature`: of the divergence. `train`: the scheme whose model is
     trained, where it is not the one that was selected for (the ceiling). `recover`: changed settings of the
     training. `steps`: optimiser steps an epoch that the size of a batch is chosen for, in place of the
-    default size, which takes more steps the more rows there are.
+    default size, which takes more steps the more rows there are. `again`: a cell that there is, made a second
+    time, on another machine.
     """
 
     pool: str
@@ -109,6 +110,7 @@ class Cell:
     train: str | None = None
     recover: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
+    again: bool = False
 
     @property
     def trained(self) -> str:
@@ -122,8 +124,16 @@ class Cell:
         """Where the rows lie that code of this meaning chose."""
         return RESULTS / "selections" / f"{fingerprint(self._selection_key(code))[:20]}.json"
 
+    def as_json(self) -> Row:
+        """All of it; `again`, which is younger than the first cells, only where it is on."""
+        return {k: v for k, v in asdict(self).items() if k != "again" or v}
+
+    def of_selection(self) -> Row:
+        """What decides the rows."""
+        return {k: v for k, v in self.as_json().items() if k not in OF_TRAINING}
+
     def _selection_key(self, code: str) -> Row:
-        asked = {k: v for k, v in asdict(self).items() if k not in OF_TRAINING}
+        asked = self.of_selection()
         if not needs_models(self.selector):
             asked["scheme"] = None
         needs = selectors()[self.selector].needs
@@ -155,6 +165,7 @@ class Cell:
             "tasks": [[task.name, task.key, TASK_ITEMS] for task in worlds.tasks()],
             "code": code,
             "libraries": libraries(),
+            **({"again": True} if self.again else {}),
         }
         return RESULTS / "trainings" / f"{fingerprint(key)[:20]}.json"
 
@@ -308,7 +319,7 @@ def chosen_rows(cell: Cell) -> Row:
     ids = [drawn[i]["row_id"] for i in chosen.positions.tolist()]
     report = chosen.report
     return {
-        "cell": {k: v for k, v in asdict(cell).items() if k not in OF_TRAINING},
+        "cell": cell.of_selection(),
         "rule": {k: report[k] for k in ("divergence", "policy", "order") if k in report},
         "rows": ids,
         "tokens": int(pool.tokens[chosen.accepted].sum()),
@@ -403,6 +414,46 @@ def commit() -> str | None:
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return asked.stdout.strip() or None
+
+
+def by_label(pool: str, scheme: str) -> dict[str, dict[str, float]]:
+    """Damage and recoverability of a pool's rows, by label: means over rows, and of all response tokens
+    together over all training tokens. From their file: another machine would measure other bits."""
+    key = {
+        "pool_rows": world().digests[pool],
+        "model": worlds.model_key(scheme),
+        "original": worlds.model_key(DENSE),
+        "score": worlds.settings().score.model_dump(mode="json"),
+        "code": worlds.meaning((*PASSES, "paser/method/divergence.py")),
+        "libraries": libraries(),
+    }
+    path = RESULTS / "labels" / f"{fingerprint(key)[:20]}.json"
+    if not path.exists():
+        write_cell(path, labelled(world().pools[pool], worlds.scores(pool, scheme)))
+    found: dict[str, dict[str, float]] = read_json(path)
+    return found
+
+
+def labelled(rows: Sequence[Row], known: Mapping[str, Row]) -> dict[str, dict[str, float]]:
+    found = {}
+    for label in sorted({str(row["label"]) for row in rows}):
+        inside = [known[row["row_id"]] for row in rows if str(row["label"]) == label]
+        inside = [row for row in inside if row["jsd"] is not None]
+        if not inside:
+            continue
+        tokens = sum(row["prompt_tokens"] + row["response_tokens"] for row in inside)
+        whole = {
+            measure: sum(row[measure] * row["response_tokens"] for row in inside)
+            for measure in ("jsd", "recoverability")
+        }
+        found[label] = {
+            "JSD": sum(row["jsd"] for row in inside) / len(inside),
+            "loss increase": sum(row["loss_pruned"] - row["loss_original"] for row in inside) / len(inside),
+            "recoverability": sum(row["recoverability"] for row in inside) / len(inside),
+            "JSD a training token": whole["jsd"] / tokens,
+            "recoverability a training token": whole["recoverability"] / tokens,
+        }
+    return found
 
 
 def untrained(scheme: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.evidence.cells import Cell
@@ -355,6 +356,16 @@ def equal_steps() -> list[Cell]:
     return equal + more
 
 
+def machine() -> list[Cell]:
+    """Random rows and the default rule, in the lightest scheme and the hardest, on another machine."""
+    return [
+        replace(cell, again=True)
+        for scheme in (WANDA, HARD)
+        for name in ("random", DEFAULT)
+        for cell in named(name, DEVELOPMENT_SEEDS[:2], scheme=scheme)
+    ]
+
+
 PARTS = {
     "confirmation": confirmation,
     "reserve": reserve,
@@ -375,6 +386,7 @@ PARTS = {
     "primary": primary,
     "sensitivity": sensitivity,
     "sensitivity-of-default": sensitivity_of_default,
+    "machine": machine,
 }
 
 

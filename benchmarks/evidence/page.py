@@ -17,7 +17,7 @@ from benchmarks.evidence import figures, grid
 from benchmarks.evidence import world as worlds
 from benchmarks.evidence.analysis import METRICS, judge_of, paired, trained
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.world import DENSE, SCHEMES, TASK_ITEMS, scores, task_items, world
+from benchmarks.evidence.world import DENSE, SCHEMES, TASK_ITEMS, task_items, world
 from paser.evaluation.paired import ACCURACY, CLOSED, FIDELITY, Judge, holm, shown, verdict
 from paser.progress import duration, say
 
@@ -43,6 +43,13 @@ TRADED = (CLOSED, FIDELITY)
 BRIEF = 4
 UNKNOWN = "(not run yet)"
 OTHER_BUDGET = ("full", MORE_TOKENS)
+# The tests: part, seeds, pool, and what was tested against random rows.
+TESTED: tuple[tuple[str, Sequence[int], str, tuple[str, ...]], ...] = (
+    ("confirmation", grid.CONFIRMATION_SEEDS, grid.CONFIRMATION, (grid.WINNER, "paser")),
+    ("reserve", grid.RESERVE_SEEDS, grid.RESERVE, (grid.SECOND_WINNER,)),
+    ("fresh", grid.FRESH_SEEDS, grid.FRESH, (grid.THIRD_WINNER,)),
+    ("last", grid.LAST_SEEDS, grid.LAST, (grid.DEFAULT,)),
+)
 # Of *Gentler training*: scheme, and the learning rate as a multiple of the default.
 GENTLER = (
     (WANDA, 1.0),
@@ -133,6 +140,7 @@ def parts() -> Iterable[str]:
     yield sensitivity()
     yield ceiling()
     yield costs()
+    yield machine()
     yield took_part()
 
 
@@ -682,29 +690,14 @@ def _sides(
 
 def why() -> str:
     """What damage and recoverability of the pool's rows say, label by label, of what random rows win back."""
-    import numpy as np
     from scipy.stats import spearmanr
 
     base = list(trained(grid.plain("random", grid.DEVELOPMENT_SEEDS)).values())
     if not base:
         return ""
     won = judge(WANDA).by_label("fidelity gap", base)
-    known = scores(grid.DEVELOPMENT, WANDA)
-    rows = world().pools[grid.DEVELOPMENT]
-    means: dict[str, dict[str, float]] = {}
-    for label in sorted(won):
-        inside = [known[row["row_id"]] for row in rows if str(row["label"]) == label]
-        inside = [row for row in inside if row["jsd"] is not None]
-        if inside:
-            means[label] = {
-                "JSD": float(np.mean([row["jsd"] for row in inside])),
-                "loss increase": float(
-                    np.mean([row["loss_pruned"] - row["loss_original"] for row in inside])
-                ),
-                "recoverability": float(np.mean([row["recoverability"] for row in inside])),
-                "JSD a training token": _rate(inside, "jsd"),
-                "recoverability a training token": _rate(inside, "recoverability"),
-            }
+    known = cell_files.by_label(grid.DEVELOPMENT, WANDA)
+    means = {label: known[label] for label in sorted(won) if label in known}
     columns = list(next(iter(means.values())))
     lines = [
         f"| {label} | " + " | ".join(f"{value:.3f}" for value in found.values()) + f" | {won[label]:.2f} |"
@@ -722,12 +715,6 @@ def why() -> str:
          "Spearman's rank correlation with that column.", "",
          "| | " + " | ".join(columns) + " | fidelity gap of `random` |", "|---" + "|--:" * (len(columns) + 1) + "|", *lines]
     )  # fmt: skip
-
-
-def _rate(rows: Sequence[Row], measure: str) -> float:
-    """A measure of all response tokens together, over all training tokens."""
-    total = sum(row[measure] * row["response_tokens"] for row in rows)
-    return float(total / sum(row["prompt_tokens"] + row["response_tokens"] for row in rows))
 
 
 def budgets_figure() -> str:
@@ -1068,6 +1055,76 @@ def costs() -> str:
     )  # fmt: skip
 
 
+def machine() -> str:
+    """Cells of one machine beside the same of another."""
+    lines, leads = [], []
+    for scheme in (WANDA, grid.HARD):
+        both = {}
+        for name in ("random", grid.DEFAULT):
+            again = [cell for cell in grid.machine() if (cell.scheme, cell.name) == (scheme, name)]
+            earlier = [replace(cell, again=False) for cell in again]
+            lines += [_again(scheme, *pair) for pair in zip(earlier, again, strict=True) if _both(*pair)]
+            both[name] = earlier, again
+        pairs = [paired(*(both[name][i] for name in (grid.DEFAULT, "random"))) for i in (0, 1)]
+        if all(a for a, _ in pairs):
+            found = [signed(judge(scheme).difference(FIDELITY, *pair)) for pair in pairs]
+            leads.append(f"{SCHEMES[scheme]}: {found[0]}, again {found[1]}")
+    if not lines:
+        return ""
+    head = " | ".join(f"{metric} | again" for metric in METRICS)
+    return "\n".join(
+        ["## The same on another machine", "",
+         "Another processor rounds otherwise, so that pruning takes some other weights, and passes give other bits. Cells that were there, made "
+         "once more from pruning on, on a machine that made none of the others; measured, as everything here, against the pruned model of the first machine. "
+         "*Rows*: share of the rows in common.", "",
+         f"| | | seed | rows | {head} |", "|---|---|--:|--:|" + "--:|--:|" * len(METRICS), *lines, "",
+         f"`{grid.DEFAULT}` minus `random` in {FIDELITY}, of these seeds: {'; '.join(leads)}."]
+    )  # fmt: skip
+
+
+def _both(*cells: Cell) -> bool:
+    return all(cell.training_if_done() is not None for cell in cells)
+
+
+def _again(scheme: str, earlier: Cell, again: Cell) -> str:
+    rows = [set(cell_files.selection(cell)["rows"]) for cell in (earlier, again)]
+    found = [cell_files.done(cell) for cell in (earlier, again)]
+    values = [f"{judge(scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
+    common = len(rows[0] & rows[1]) / len(rows[0])
+    return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {common:.0%} | {' | '.join(values)} |"
+
+
+def models() -> str:
+    """How many pruned models there were, and whether pairs of the tests began from the same."""
+    versions = {
+        scheme: {
+            found["model"]
+            for cell in grid.cells(grid.PARTS)
+            if cell.trained == scheme and (found := cell.training_if_done())
+        }
+        for scheme in SCHEMES
+    }
+    mixed = [
+        f"{name} of `{part}` ({SCHEMES[scheme]})"
+        for part, seeds, pool, names in TESTED
+        for scheme in SCHEMES
+        for name in names
+        if any(
+            a["model"] != b["model"]
+            for a, b in zip(
+                *paired(*(grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random"))),
+                strict=True,
+            )
+        )
+    ]
+    counted = ", ".join(f"{len(found)} of {SCHEMES[scheme]}" for scheme, found in versions.items())
+    pairs = f"all but {', '.join(mixed)}" if mixed else "all"
+    return (
+        f"Models were pruned on each machine anew, and differ in some bits: {counted}. Of the tests on pools of their own, {pairs} have both sides of a pair "
+        "from one of them"
+    )
+
+
 def took_part() -> str:
     wanted = list(grid.cells(grid.PARTS))
     done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
@@ -1079,7 +1136,7 @@ def took_part() -> str:
 
 {len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
 {duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
-{libraries}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
+{libraries}. {models()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
 
 
 def missing() -> str:

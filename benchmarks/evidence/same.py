@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,7 +119,7 @@ def earlier_code(commit: str | None) -> Iterator[Earlier]:
 
 
 def _asked(asking: IO[str], answers: IO[str], cell: Cell, order: list[str] | None, was: str) -> Row | None:
-    asking.write(json.dumps({"cell": asdict(cell), "order": order}) + "\n")
+    asking.write(json.dumps({"cell": cell.as_json(), "order": order}) + "\n")
     asking.flush()
     made = _answer(answers)
     if made["code"] != was:
