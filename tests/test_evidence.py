@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import analysis, cells, grid, page, same
+from benchmarks.evidence import analysis, cells, grid, prose, same
 from benchmarks.evidence import world as worlds
+from benchmarks.evidence.tables import UNKNOWN
 from paser.artifacts import write_json
 from paser.records import Sample
 from paser.selectors.coverage import BY_THE_TOKEN, Covering
@@ -230,18 +231,18 @@ def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
         "b": ahead | {"low": -0.01},
         "c": ahead | {"seeds": 1},
         "share": "7%",
-        "d": page.UNKNOWN,
+        "d": UNKNOWN,
     }
-    monkeypatch.setattr(page, "told", lambda: {name: partial(values.get, name) for name in values})
-    monkeypatch.setattr(page, "READING", tmp_path / "reading.md")
+    monkeypatch.setattr(prose, "told", lambda: {name: partial(values.get, name) for name in values})
+    monkeypatch.setattr(prose, "READING", tmp_path / "reading.md")
 
     def read(sentence: str) -> str:
-        page.READING.write_text(sentence, encoding="utf-8")
-        return page.reading()
+        prose.READING.write_text(sentence, encoding="utf-8")
+        return prose.reading()
 
     said = read("{ahead: a}, {level: b}, {level or behind: b}, {c}, {share}, {ahead: d}")
     assert said == "+0.100 [+0.050, +0.150], +0.100 [-0.010, +0.150], " + (
-        f"+0.100 [-0.010, +0.150], +0.100 [+0.050, +0.150], 7%, {page.UNKNOWN}"
+        f"+0.100 [-0.010, +0.150], +0.100 [+0.050, +0.150], 7%, {UNKNOWN}"
     )
     for wrong in ("{behind: a}", "{level: a}", "{ahead: b}", "{ahead: c}"):
         with pytest.raises(ValueError, match=f"says '{wrong[1:-4]}'.*change the sentence"):

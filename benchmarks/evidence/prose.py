@@ -1,0 +1,149 @@
+# ruff: noqa: E501 (prose and table rows)
+"""reading.md with values from the cells, and a check of what its sentences say of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from benchmarks.evidence import cells as cell_files
+from benchmarks.evidence import grid
+from benchmarks.evidence.analysis import METRICS, paired, trained
+from benchmarks.evidence.cells import Cell, Row
+from benchmarks.evidence.comparison import MORE_TOKENS, of_ceiling
+from benchmarks.evidence.provenance import near_earlier
+from benchmarks.evidence.selections import PASSES_OF_TRAINING, contents
+from benchmarks.evidence.tables import (
+    GENTLER,
+    UNKNOWN,
+    WANDA,
+    default_and_random,
+    gentle_pair,
+    judge,
+    primary_pair,
+    signed,
+)
+from benchmarks.evidence.world import SCHEMES, TASK_ITEMS, task_items, world
+from paser.evaluation.paired import verdict
+
+READING = Path(__file__).parent / "reading.md"
+# Selectors that `reading.md` tells of.
+TOLD = (
+    grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
+    "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "paser-random-inside", MORE_TOKENS,
+)  # fmt: skip
+# A value of `reading.md`: text, or a difference.
+Told = Callable[[], str | Row]
+
+
+def reading() -> str:
+    """`reading.md`, with values from the cells in the place of their names in braces. Before a difference's name may
+    stand what the sentence says of it ("ahead: ...", "level or behind: ...").
+
+    Raises:
+        ValueError: The cells do not say what the sentence says.
+    """
+    values = told()
+    return re.sub(
+        r"\{([^{}]+)\}", lambda found: _value(found[1], values), READING.read_text(encoding="utf-8")
+    )
+
+
+def _value(braces: str, values: Mapping[str, Told]) -> str:
+    claim, _, name = braces.rpartition(": ")
+    found = values[name]()
+    if isinstance(found, str):
+        if claim and found != UNKNOWN:
+            raise ValueError(f"{READING.name} says {claim!r} of {name!r}, which is no difference ({found})")
+        return found
+    said = verdict(found).replace("tie", "level")
+    if claim and said not in claim.split(" or "):
+        raise ValueError(
+            f"{READING.name} says {claim!r} of {name!r}, and the cells say {said!r} ({signed(found)}): "
+            "change the sentence"
+        )
+    return signed(found)
+
+
+def told() -> dict[str, Told]:
+    """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
+    before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler and at
+    the smaller budget; of the paper's policy minus random rows, by scheme and budget; of selectors on the development
+    pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the ceiling. Paired
+    differences are as they were measured, everything else as the page shows it."""
+    values: dict[str, Told] = {}
+
+    def differ(name: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> None:
+        for metric in METRICS:
+            values[f"{metric} {name}"] = partial(_difference, metric, scheme, ours, theirs)
+
+    for scheme, title in SCHEMES.items():
+        for other in ("random", grid.THIRD_WINNER):
+            sides = [
+                grid.confirmed(n, grid.LAST_SEEDS, scheme, pool=grid.LAST) for n in (grid.DEFAULT, other)
+            ]
+            differ(f"over {other}, {title}", scheme, *sides)
+        for budget in (grid.SMALL, grid.LARGE):
+            differ(f"of paser over random, {title}, {budget:,} tokens", scheme, *primary_pair(scheme, budget))
+        differ(
+            f"over random, {title}, {grid.SMALL:,} tokens",
+            scheme,
+            *default_and_random(scheme, budget=grid.SMALL),
+        )
+    for scheme, rate in GENTLER:
+        differ(f"over random, {SCHEMES[scheme]}, rate x {rate:g}", scheme, *gentle_pair(scheme, rate))
+    to = {name: grid.named(name, grid.DEVELOPMENT_SEEDS) for name in (grid.DEFAULT, "random", "paser")}
+    for name in TOLD:
+        cells = _told_cells(name)
+        for metric in METRICS:
+            values[f"{metric} of {name}"] = partial(_mean, metric, cells)
+        for other in to.keys() - {name}:
+            differ(f"of {name} over {other}", WANDA, cells, to[other])
+        values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
+        values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
+    values["wrong answers of the pool"] = lambda: (
+        f"{contents([[r['row_id'] for r in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)['wrong']:.0%}"
+    )
+    for name in grid.CEILING:
+        values[f"healed by {name}"] = partial(_of_ceiling, "healed", ".2f", name)
+        values[f"JSD by {name}"] = partial(_of_ceiling, "jsd", ".3f", name)
+    values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
+    values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
+    values["trainings that scoring costs"] = _trainings_that_scoring_costs
+    return values
+
+
+def _told_cells(name: str) -> list[Cell]:
+    if name == MORE_TOKENS:
+        return grid.with_scoring(grid.DEVELOPMENT_SEEDS)
+    return grid.named(name, grid.DEVELOPMENT_SEEDS)
+
+
+def _difference(metric: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> str | Row:
+    """The paired difference."""
+    a, b = paired(ours, theirs)
+    return judge(scheme).difference(metric, a, b) if a else UNKNOWN
+
+
+def _mean(metric: str, cells: list[Cell]) -> str:
+    done = list(trained(cells).values())
+    return f"{judge(WANDA).mean(metric, done)['value']:.2f}" if done else UNKNOWN
+
+
+def _consists(what: str, form: str, cells: list[Cell]) -> str:
+    done = trained(cells)
+    chosen = [cell_files.selection(cell)["rows"] for cell in cells if cell.seed in done]
+    return format(contents(chosen, grid.DEVELOPMENT)[what], form) if chosen else UNKNOWN
+
+
+def _of_ceiling(what: str, form: str, name: str) -> str:
+    top = of_ceiling(name)
+    return format(top[what], form) if top else UNKNOWN
+
+
+def _trainings_that_scoring_costs() -> str:
+    (first,) = grid.named("paser", grid.DEVELOPMENT_SEEDS[:1])
+    forward = cell_files.selection(first)["cost"]["forward_tokens"]
+    return f"{forward / (PASSES_OF_TRAINING * grid.LARGE):.1f}"

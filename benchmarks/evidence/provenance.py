@@ -1,0 +1,148 @@
+# ruff: noqa: E501 (prose and table rows)
+"""What took part: cells, machines, models, what cleaning removed; and cells of another machine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.evidence import cells as cell_files
+from benchmarks.evidence import grid
+from benchmarks.evidence import world as worlds
+from benchmarks.evidence.analysis import METRICS, paired
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.tables import WANDA, judge, signed
+from benchmarks.evidence.world import SCHEMES, world
+from paser.evaluation.paired import FIDELITY
+from paser.progress import duration
+
+# The tests: part, seeds, pool, and what was tested against random rows.
+TESTED: tuple[tuple[str, Sequence[int], str, tuple[str, ...]], ...] = (
+    ("confirmation", grid.CONFIRMATION_SEEDS, grid.CONFIRMATION, (grid.WINNER, "paser")),
+    ("reserve", grid.RESERVE_SEEDS, grid.RESERVE, (grid.SECOND_WINNER,)),
+    ("fresh", grid.FRESH_SEEDS, grid.FRESH, (grid.THIRD_WINNER,)),
+    ("last", grid.LAST_SEEDS, grid.LAST, (grid.DEFAULT,)),
+)
+
+
+def machine() -> str:
+    """Cells of one machine beside the same of another."""
+    lines, leads = [], []
+    for scheme in (WANDA, grid.HARD):
+        both = {}
+        for name in ("random", grid.DEFAULT):
+            again = [cell for cell in grid.machine() if (cell.scheme, cell.name) == (scheme, name)]
+            earlier = [replace(cell, again=False) for cell in again]
+            lines += [_again(scheme, *pair) for pair in zip(earlier, again, strict=True) if _both(*pair)]
+            both[name] = earlier, again
+        pairs = [paired(*(both[name][i] for name in (grid.DEFAULT, "random"))) for i in (0, 1)]
+        if all(a for a, _ in pairs):
+            found = [signed(judge(scheme).difference(FIDELITY, *pair)) for pair in pairs]
+            leads.append(f"{SCHEMES[scheme]}: {found[0]}, again {found[1]}")
+    if not lines:
+        return ""
+    head = " | ".join(f"{metric} | again" for metric in METRICS)
+    return "\n".join(
+        ["## The same on another machine", "",
+         "Another processor rounds otherwise, so that pruning takes some other weights, and passes give other bits. Cells that were there, made "
+         "once more from pruning on, on a machine that made none of the others; measured, as everything here, against the pruned model of the first machine. "
+         "*Rows*: share of the rows in common.", "",
+         f"| | | seed | rows | {head} |", "|---|---|--:|--:|" + "--:|--:|" * len(METRICS), *lines, "",
+         f"`{grid.DEFAULT}` minus `random` in {FIDELITY}, of these seeds: {'; '.join(leads)}."]
+    )  # fmt: skip
+
+
+def _both(*cells: Cell) -> bool:
+    return all(cell.training_if_done() is not None for cell in cells)
+
+
+def _again(scheme: str, earlier: Cell, again: Cell) -> str:
+    rows = [set(cell_files.selection(cell)["rows"]) for cell in (earlier, again)]
+    found = [cell_files.done(cell) for cell in (earlier, again)]
+    values = [f"{judge(scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
+    common = len(rows[0] & rows[1]) / len(rows[0])
+    return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {common:.0%} | {' | '.join(values)} |"
+
+
+def took_part() -> str:
+    wanted = list(grid.cells(grid.PARTS))
+    done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
+    commits = sorted({found["commit"][:12] for found in done if found.get("commit")})
+    machines = sorted({found["machine"] for found in done if found.get("machine")})
+    seconds = sum(found["processor_seconds"] for found in done)
+    libraries = ", ".join(f"{name} {v}" for name, v in cell_files.libraries().items())
+    return f"""## What took part
+
+{len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
+{duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
+{libraries}. {models()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
+
+
+def models() -> str:
+    """How many pruned models there were, and whether pairs of the tests began from the same."""
+    versions = {
+        scheme: {
+            found["model"]
+            for cell in grid.cells(grid.PARTS)
+            if cell.trained == scheme and (found := cell.training_if_done())
+        }
+        for scheme in SCHEMES
+    }
+    mixed = [
+        f"{name} of `{part}` ({SCHEMES[scheme]})"
+        for part, seeds, pool, names in TESTED
+        for scheme in SCHEMES
+        for name in names
+        if any(
+            a["model"] != b["model"]
+            for a, b in zip(
+                *paired(*(grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random"))),
+                strict=True,
+            )
+        )
+    ]
+    counted = ", ".join(f"{len(found)} of {SCHEMES[scheme]}" for scheme, found in versions.items())
+    pairs = f"all but {', '.join(mixed)}" if mixed else "all"
+    return (
+        f"Models were pruned on each machine anew, and differ in some bits: {counted}. Of the tests on pools of their own, {pairs} have both sides of a pair "
+        "from one of them"
+    )
+
+
+def missing() -> str:
+    """What is not done yet, by part."""
+    left = {
+        name: [cell for cell in part() if cell.training_if_done() is None]
+        for name, part in grid.PARTS.items()
+    }
+    open_parts = [
+        f"{len(cells)} of the {len(grid.PARTS[name]())} of `{name}`" for name, cells in left.items() if cells
+    ]
+    return f"; missing in the tables: {', '.join(open_parts)}" if open_parts else ""
+
+
+def near() -> str:
+    """Rows that are nearly held-out rows, or rows of the other pool."""
+    pools = world().pools
+    counted = [
+        f"{worlds.near(rows, world().held_out)} rows of the {name} pool" for name, rows in pools.items()
+    ]
+    across = [f"{near_earlier(name)} of the {name} pool" for name in worlds.POOLS[1:]]
+    return f"{', '.join(counted)}; with nearly that of a row of an earlier pool: {', '.join(across)}"
+
+
+@functools.cache
+def near_earlier(pool: str) -> int:
+    """How many rows of this pool have nearly the prompt of a row of a pool before it."""
+    before = worlds.POOLS[: worlds.POOLS.index(pool)]
+    return worlds.near(world().pools[pool], [row for name in before for row in world().pools[name]])
+
+
+def removed() -> str:
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        + f" (of {world().injected[name]} injected rows, "
+        f"{sum(row['source'].startswith('injected') for row in world().pools[name])} are left)"
+        for name, reasons in world().removed.items()
+    )  # fmt: skip
