@@ -26,6 +26,7 @@ from paser.artifacts import columns_of, fingerprint, read_json, sha256_path, sta
 from paser.evaluation.gap import choice_jsd
 from paser.evaluation.harness import run_task
 from paser.method.grouping import group
+from paser.models.checkpoint import WEIGHTS
 from paser.models.loading import load_causal_lm, load_tokenizer
 from paser.models.passes import FusedPass
 from paser.models.precision import set_threads
@@ -400,7 +401,7 @@ def trained_on(cell: Cell, ids: Sequence[str]) -> Row:
         "steps": facts.steps,
         "seconds": seconds,
         "processor_seconds": processor,
-        "model": sha256_path(path),
+        "model": sha256_path(path / WEIGHTS),
         "commit": commit(),
         "machine": machine()["processor"],
         **measured(recovered, tokenizer),
@@ -468,7 +469,7 @@ def untrained(scheme: str) -> Row:
         folder = worlds.model_path(scheme)
         model = load_causal_lm(folder, dtype=torch.bfloat16)
         found = measured(model, load_tokenizer(folder))
-        write_cell(path, {"scheme": scheme, "model": sha256_path(folder), **found})
+        write_cell(path, {"scheme": scheme, "model": sha256_path(folder / WEIGHTS), **found})
     result: Row = read_json(path)
     return result
 

@@ -357,7 +357,7 @@ def equal_steps() -> list[Cell]:
 
 
 def machine() -> list[Cell]:
-    """Random rows and the default rule, in the lightest scheme and the hardest, on another machine."""
+    """Random rows and the default rule once more, in the lightest scheme and the hardest."""
     return [
         replace(cell, again=True)
         for scheme in (WANDA, HARD)

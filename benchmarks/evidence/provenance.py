@@ -45,10 +45,10 @@ def machine() -> str:
     head = " | ".join(f"{metric} | again" for metric in METRICS)
     return "\n".join(
         ["## The same on another machine", "",
-         "Another processor rounds otherwise, so that pruning takes some other weights, and passes give other bits. Cells that were there, made "
-         "once more from pruning on, on a machine that made none of the others; measured, as everything here, against the pruned model of the first machine. "
+         "Another kind of processor rounds otherwise, so that pruning takes some other weights, and passes give other bits. Cells that were there, made "
+         "once more from pruning on; measured, as everything here, against the pruned model of the first machine. "
          "*Rows*: share of the rows in common.", "",
-         f"| | | seed | rows | {head} |", "|---|---|--:|--:|" + "--:|--:|" * len(METRICS), *lines, "",
+         f"| | | seed | processor | again | rows | {head} |", "|---|---|--:|---|---|--:|" + "--:|--:|" * len(METRICS), *lines, "",
          f"`{grid.DEFAULT}` minus `random` in {FIDELITY}, of these seeds: {'; '.join(leads)}."]
     )  # fmt: skip
 
@@ -62,7 +62,8 @@ def _again(scheme: str, earlier: Cell, again: Cell) -> str:
     found = [cell_files.done(cell) for cell in (earlier, again)]
     values = [f"{judge(scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
     common = len(rows[0] & rows[1]) / len(rows[0])
-    return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {common:.0%} | {' | '.join(values)} |"
+    kinds = " | ".join(one["machine"].partition("(")[0] for one in found)
+    return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {kinds} | {common:.0%} | {' | '.join(values)} |"
 
 
 def took_part() -> str:
@@ -76,7 +77,39 @@ def took_part() -> str:
 
 {len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
 {duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
-{libraries}. {models()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
+{libraries}. {same_processor()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
+
+
+def same_processor() -> str:
+    """Of the tests, which have pairs whose sides come from different processors."""
+    mixed = [
+        f"`{name}` of `{part}` on {SCHEMES[scheme]}"
+        for part, seeds, pool, names in TESTED
+        for scheme in SCHEMES
+        for name in names
+        if any(
+            a["machine"] != b["machine"]
+            for a, b in zip(
+                *paired(*(grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random"))),
+                strict=True,
+            )
+        )
+    ]
+    return f"In the tests on pools of their own both sides of each pair come from one kind of processor{', but for ' + ', '.join(mixed) if mixed else ''}"
+
+
+def took_part() -> str:
+    wanted = list(grid.cells(grid.PARTS))
+    done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
+    commits = sorted({found["commit"][:12] for found in done if found.get("commit")})
+    machines = sorted({found["machine"] for found in done if found.get("machine")})
+    seconds = sum(found["processor_seconds"] for found in done)
+    libraries = ", ".join(f"{name} {v}" for name, v in cell_files.libraries().items())
+    return f"""## What took part
+
+{len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
+{duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
+{libraries}. {same_processor()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
 
 
 def models() -> str:
