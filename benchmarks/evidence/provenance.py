@@ -98,51 +98,6 @@ def same_processor() -> str:
     return f"In the tests on pools of their own both sides of each pair come from one kind of processor{', but for ' + ', '.join(mixed) if mixed else ''}"
 
 
-def took_part() -> str:
-    wanted = list(grid.cells(grid.PARTS))
-    done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
-    commits = sorted({found["commit"][:12] for found in done if found.get("commit")})
-    machines = sorted({found["machine"] for found in done if found.get("machine")})
-    seconds = sum(found["processor_seconds"] for found in done)
-    libraries = ", ".join(f"{name} {v}" for name, v in cell_files.libraries().items())
-    return f"""## What took part
-
-{len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
-{duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
-{libraries}. {same_processor()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
-
-
-def models() -> str:
-    """How many pruned models there were, and whether pairs of the tests began from the same."""
-    versions = {
-        scheme: {
-            found["model"]
-            for cell in grid.cells(grid.PARTS)
-            if cell.trained == scheme and (found := cell.training_if_done())
-        }
-        for scheme in SCHEMES
-    }
-    mixed = [
-        f"{name} of `{part}` ({SCHEMES[scheme]})"
-        for part, seeds, pool, names in TESTED
-        for scheme in SCHEMES
-        for name in names
-        if any(
-            a["model"] != b["model"]
-            for a, b in zip(
-                *paired(*(grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random"))),
-                strict=True,
-            )
-        )
-    ]
-    counted = ", ".join(f"{len(found)} of {SCHEMES[scheme]}" for scheme, found in versions.items())
-    pairs = f"all but {', '.join(mixed)}" if mixed else "all"
-    return (
-        f"Models were pruned on each machine anew, and differ in some bits: {counted}. Of the tests on pools of their own, {pairs} have both sides of a pair "
-        "from one of them"
-    )
-
-
 def missing() -> str:
     """What is not done yet, by part."""
     left = {
