@@ -13,7 +13,7 @@ from benchmarks.evidence import grid
 from benchmarks.evidence.analysis import METRICS, paired, trained
 from benchmarks.evidence.cells import Cell, Row
 from benchmarks.evidence.comparison import MORE_TOKENS, of_ceiling
-from benchmarks.evidence.provenance import near_earlier
+from benchmarks.evidence.provenance import moved, near_earlier
 from benchmarks.evidence.selections import PASSES_OF_TRAINING, contents
 from benchmarks.evidence.tables import (
     GENTLER,
@@ -69,10 +69,11 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
 
 def told() -> dict[str, Told]:
     """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
-    before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler and at
-    the smaller budget; of the paper's policy minus random rows, by scheme and budget; of selectors on the development
-    pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the ceiling. Paired
-    differences are as they were measured, everything else as the page shows it."""
+    before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler
+    and at the smaller budget; of the paper's policy minus random rows, by scheme and budget; of selectors on the
+    development pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the
+    ceiling; how far another processor moves a metric. Paired differences are as they were measured, everything else
+    as the page shows it."""
     values: dict[str, Told] = {}
 
     def differ(name: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> None:
@@ -109,6 +110,8 @@ def told() -> dict[str, Told]:
     for name in grid.CEILING:
         values[f"healed by {name}"] = partial(_of_ceiling, "healed", ".2f", name)
         values[f"JSD by {name}"] = partial(_of_ceiling, "jsd", ".3f", name)
+    for metric in METRICS:
+        values[f"moved in {metric}"] = partial(_moved, metric)
     values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
     values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
     values["trainings that scoring costs"] = _trainings_that_scoring_costs
@@ -141,6 +144,10 @@ def _consists(what: str, form: str, cells: list[Cell]) -> str:
 def _of_ceiling(what: str, form: str, name: str) -> str:
     top = of_ceiling(name)
     return format(top[what], form) if top else UNKNOWN
+
+
+def _moved(metric: str) -> str:
+    return f"{moved(metric):.3f}"
 
 
 def _trainings_that_scoring_costs() -> str:

@@ -66,6 +66,24 @@ def _again(scheme: str, earlier: Cell, again: Cell) -> str:
     return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {kinds} | {common:.0%} | {' | '.join(values)} |"
 
 
+def moved(metric: str) -> float:
+    """The most by which a cell's metric was another on another kind of processor; 0 where none was made there."""
+    pairs = [(replace(cell, again=False), cell) for cell in grid.machine()]
+    found = [
+        (judge(again.scheme), [cell_files.done(cell) for cell in (earlier, again)])
+        for earlier, again in pairs
+        if _both(earlier, again)
+    ]
+    return max(
+        (
+            abs(j.mean(metric, [a])["value"] - j.mean(metric, [b])["value"])
+            for j, (a, b) in found
+            if a["machine"] != b["machine"]
+        ),
+        default=0.0,
+    )
+
+
 def took_part() -> str:
     wanted = list(grid.cells(grid.PARTS))
     done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
