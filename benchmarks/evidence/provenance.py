@@ -35,7 +35,8 @@ def machine() -> str:
             again = [cell for cell in grid.machine() if (cell.scheme, cell.name) == (scheme, name)]
             earlier = [replace(cell, again=False) for cell in again]
             lines += [_again(scheme, *pair) for pair in zip(earlier, again, strict=True) if _both(*pair)]
-            both[name] = earlier, again
+            made = [pair for pair in zip(earlier, again, strict=True) if _both(*pair)]
+            both[name] = [one for one, _ in made], [other for _, other in made]
         pairs = [paired(*(both[name][i] for name in (grid.DEFAULT, "random"))) for i in (0, 1)]
         if all(a for a, _ in pairs):
             found = [signed(judge(scheme).difference(FIDELITY, *pair)) for pair in pairs]
