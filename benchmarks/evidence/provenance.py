@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (prose and table rows)
-"""What took part: cells, machines, models, what cleaning removed; and cells of another machine."""
+"""What took part: cells, machines, what cleaning removed; and cells of another machine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,27 @@ TESTED: tuple[tuple[str, Sequence[int], str, tuple[str, ...]], ...] = (
 )
 
 
+def made_twice() -> list[tuple[Cell, Cell]]:
+    """Cells that were made once more, each after the one of the first machine."""
+    pairs = [(replace(cell, again=False), cell) for cell in grid.machine()]
+    return [pair for pair in pairs if all(cell.training_if_done() is not None for cell in pair)]
+
+
 def machine() -> str:
     """Cells of one machine beside the same of another."""
-    lines, leads = [], []
+    twice = made_twice()
+    lines = [_again(*pair) for pair in twice]
+    leads = []
     for scheme in (WANDA, grid.HARD):
-        both = {}
-        for name in ("random", grid.DEFAULT):
-            again = [cell for cell in grid.machine() if (cell.scheme, cell.name) == (scheme, name)]
-            earlier = [replace(cell, again=False) for cell in again]
-            lines += [_again(scheme, *pair) for pair in zip(earlier, again, strict=True) if _both(*pair)]
-            made = [pair for pair in zip(earlier, again, strict=True) if _both(*pair)]
-            both[name] = [one for one, _ in made], [other for _, other in made]
-        pairs = [paired(*(both[name][i] for name in (grid.DEFAULT, "random"))) for i in (0, 1)]
+        pairs = [
+            paired(
+                *(
+                    [p[i] for p in twice if (p[i].scheme, p[i].name) == (scheme, n)]
+                    for n in (grid.DEFAULT, "random")
+                )
+            )
+            for i in (0, 1)
+        ]
         if all(a for a, _ in pairs):
             found = [signed(judge(scheme).difference(FIDELITY, *pair)) for pair in pairs]
             leads.append(f"{SCHEMES[scheme]}: {found[0]}, again {found[1]}")
@@ -54,35 +63,24 @@ def machine() -> str:
     )  # fmt: skip
 
 
-def _both(*cells: Cell) -> bool:
-    return all(cell.training_if_done() is not None for cell in cells)
-
-
-def _again(scheme: str, earlier: Cell, again: Cell) -> str:
+def _again(earlier: Cell, again: Cell) -> str:
     rows = [set(cell_files.selection(cell)["rows"]) for cell in (earlier, again)]
     found = [cell_files.done(cell) for cell in (earlier, again)]
-    values = [f"{judge(scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
+    values = [f"{judge(again.scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
     common = len(rows[0] & rows[1]) / len(rows[0])
     kinds = " | ".join(one["machine"].partition("(")[0] for one in found)
-    return f"| {SCHEMES[scheme]} | `{again.name}` | {again.seed} | {kinds} | {common:.0%} | {' | '.join(values)} |"
+    return f"| {SCHEMES[again.scheme]} | `{again.name}` | {again.seed} | {kinds} | {common:.0%} | {' | '.join(values)} |"
 
 
 def moved(metric: str) -> float:
     """The most by which a cell's metric was another on another kind of processor; 0 where none was made there."""
-    pairs = [(replace(cell, again=False), cell) for cell in grid.machine()]
-    found = [
-        (judge(again.scheme), [cell_files.done(cell) for cell in (earlier, again)])
-        for earlier, again in pairs
-        if _both(earlier, again)
-    ]
-    return max(
-        (
-            abs(j.mean(metric, [a])["value"] - j.mean(metric, [b])["value"])
-            for j, (a, b) in found
-            if a["machine"] != b["machine"]
-        ),
-        default=0.0,
-    )
+    most = 0.0
+    for pair in made_twice():
+        first, second = (cell_files.done(cell) for cell in pair)
+        if first["machine"] != second["machine"]:
+            a, b = (judge(pair[0].scheme).mean(metric, [one])["value"] for one in (first, second))
+            most = max(most, abs(a - b))
+    return most
 
 
 def took_part() -> str:

@@ -14,7 +14,7 @@ from benchmarks.evidence.tables import (
     WANDA,
     WHERE,
     blocks,
-    compared,
+    by_metric,
     default_and_random,
     gentle_pair,
     judge,
@@ -52,23 +52,10 @@ def last() -> str:
 
 def smaller_budget() -> str:
     """The default rule where less is trained on."""
-    lines = {
-        metric: [
-            line
-            for scheme, title in SCHEMES.items()
-            if (
-                line := compared(
-                    title,
-                    metric,
-                    scheme,
-                    grid.DEFAULT,
-                    "random",
-                    *default_and_random(scheme, budget=grid.SMALL),
-                )
-            )
-        ]
-        for metric in METRICS
-    }
+    lines = by_metric(
+        (title, scheme, grid.DEFAULT, "random", *default_and_random(scheme, budget=grid.SMALL))
+        for scheme, title in SCHEMES.items()
+    )
     if not any(lines.values()):
         return ""
     return f"## The default rule at the smaller budget\n\nDevelopment pool, {grid.SMALL:,} training tokens.\n\n{blocks(lines)}"
@@ -76,18 +63,10 @@ def smaller_budget() -> str:
 
 def gentler() -> str:
     """The default rule and random rows where training strays less, because its steps are smaller."""
-    lines: dict[str, list[str]] = {metric: [] for metric in METRICS}
-    for metric in METRICS:
-        for scheme, rate in GENTLER:
-            if line := compared(
-                f"{SCHEMES[scheme]}, rate x {rate:g}",
-                metric,
-                scheme,
-                grid.DEFAULT,
-                "random",
-                *gentle_pair(scheme, rate),
-            ):
-                lines[metric].append(line)
+    lines = by_metric(
+        (f"{SCHEMES[scheme]}, rate x {rate:g}", scheme, grid.DEFAULT, "random", *gentle_pair(scheme, rate))
+        for scheme, rate in GENTLER
+    )
     if not any("rate x 0" in line for line in lines[METRICS[0]]):
         return ""
     return (
@@ -160,20 +139,17 @@ def _confirmed(
     suffix: str = "",
 ) -> dict[str, list[str]]:
     """By metric, one line for each pair of selectors in each scheme on this pool."""
-    return {
-        metric: [
-            line
-            for scheme in schemes
-            for one, other in pairs
-            if (
-                line := compared(
-                    SCHEMES[scheme] + suffix, metric, scheme, one, other,
-                    *(grid.confirmed(name, seeds, scheme, pool=pool) for name in (one, other)),
-                )
-            )
-        ]
-        for metric in METRICS
-    }  # fmt: skip
+    return by_metric(
+        (
+            SCHEMES[scheme] + suffix,
+            scheme,
+            one,
+            other,
+            *(grid.confirmed(n, seeds, scheme, pool=pool) for n in (one, other)),
+        )
+        for scheme in schemes
+        for one, other in pairs
+    )
 
 
 def second() -> str:
@@ -268,17 +244,13 @@ def distilled() -> str:
     """The same comparison where the original model teaches."""
     of = {name: grid.taught(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
     plain = {name: grid.plain(name, grid.DEVELOPMENT_SEEDS) for name in grid.CONFIRMED}
-    lines = {}
-    for metric in METRICS:
-        found = [
-            compared("distilled", metric, WANDA, one, other, of[one], of[other])
-            for one, other in ((grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random"))
+    pairs = ((grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random"))
+    lines = by_metric(
+        [
+            *(("distilled", WANDA, one, other, of[one], of[other]) for one, other in pairs),
+            *(("distilled, not distilled", WANDA, n, n, of[n], plain[n]) for n in grid.CONFIRMED),
         ]
-        found += [
-            compared("distilled, not distilled", metric, WANDA, name, name, of[name], plain[name])
-            for name in grid.CONFIRMED
-        ]
-        lines[metric] = [line for line in found if line]
+    )
     if not any(lines.values()):
         return ""
     return (

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.evidence import grid
-from benchmarks.evidence.analysis import judge_of, paired
+from benchmarks.evidence.analysis import METRICS, judge_of, paired
 from benchmarks.evidence.cells import Cell, Row
 from benchmarks.evidence.world import SCHEMES
 from paser.evaluation.paired import CLOSED, Judge, verdict
@@ -76,6 +76,17 @@ def compared(
         return ""
     a, b, difference, found = sides
     return f"| {what} | `{one}` | {a} | `{other}` | {b} | {difference} | {least(found)} |"
+
+
+def by_metric(
+    comparisons: Iterable[tuple[str, str, str, str, list[Cell], list[Cell]]],
+) -> dict[str, list[str]]:
+    """The lines of each metric; of what, scheme, a selector, another, and the cells of both."""
+    asked = list(comparisons)
+    return {
+        metric: [line for what, *rest in asked if (line := compared(what, metric, *rest))]
+        for metric in METRICS
+    }
 
 
 def blocks(lines: Mapping[str, Sequence[str]]) -> str:
