@@ -103,8 +103,8 @@ TAUGHT_COMPARED = ("random", "paser", WINNER, DEFAULT, "longest", "top-damage")
 # Optimiser steps an epoch of random rows at the larger budget and the default batch.
 STEPS = 18
 STEPS_COMPARED = ("random", "paser", WINNER, "longest", DEFAULT)
-# Shares of the default learning rate, for what a selection is worth where training strays less.
-GENTLER = (0.5, 0.25)
+# By scheme: shares of the default learning rate, for what a selection is worth where training strays less.
+GENTLER = {WANDA: (0.5, 0.25), HARD: (0.5,)}
 # Rows on which the dense model is trained too.
 CEILING = (*CONFIRMED, THIRD_WINNER, DEFAULT)
 SENSITIVITY: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -199,7 +199,7 @@ def gentler() -> list[Cell]:
     """The default rule and random rows at lower learning rates, in the lightest scheme and the hardest."""
     return [
         cell
-        for scheme, shares in ((WANDA, GENTLER), (HARD, GENTLER[:1]))
+        for scheme, shares in GENTLER.items()
         for share in shares
         for name in ("random", DEFAULT)
         for cell in gently(name, scheme, share)

@@ -16,17 +16,16 @@ from benchmarks.evidence.comparison import MORE_TOKENS, of_ceiling
 from benchmarks.evidence.provenance import moved, near_earlier
 from benchmarks.evidence.selections import PASSES_OF_TRAINING, contents
 from benchmarks.evidence.tables import (
-    GENTLER,
     UNKNOWN,
     WANDA,
     default_and_random,
-    gentle_pair,
+    gentle_pairs,
     judge,
     primary_pair,
     signed,
 )
 from benchmarks.evidence.world import SCHEMES, TASK_ITEMS, task_items, world
-from paser.evaluation.paired import verdict
+from paser.evaluation.paired import ACCURACY, verdict
 
 READING = Path(__file__).parent / "reading.md"
 # Selectors that `reading.md` tells of.
@@ -70,7 +69,8 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
 def told() -> dict[str, Told]:
     """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
     before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler
-    and at the smaller budget; of the paper's policy minus random rows, by scheme and budget; of selectors on the
+    and at the smaller budget; of random rows at the larger budget minus the smaller, by scheme; of two policies
+    minus random rows where the original model teaches; of the paper's policy minus random rows, by scheme and budget; of selectors on the
     development pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the
     ceiling; how far another processor moves a metric. Paired differences are as they were measured, everything else
     as the page shows it."""
@@ -93,8 +93,16 @@ def told() -> dict[str, Told]:
             scheme,
             *default_and_random(scheme, budget=grid.SMALL),
         )
-    for scheme, rate in GENTLER:
-        differ(f"over random, {SCHEMES[scheme]}, rate x {rate:g}", scheme, *gentle_pair(scheme, rate))
+        larger, smaller = (primary_pair(scheme, budget)[1] for budget in (grid.LARGE, grid.SMALL))
+        differ(f"of random, {title}, {grid.LARGE:,} over {grid.SMALL:,} tokens", scheme, larger, smaller)
+    for what, scheme, sides in gentle_pairs():
+        differ(f"over random, {what}", scheme, *sides)
+    for name in (grid.WINNER, "paser"):
+        differ(
+            f"of {name} over random, taught",
+            WANDA,
+            *(grid.taught(n, grid.DEVELOPMENT_SEEDS) for n in (name, "random")),
+        )
     to = {name: grid.named(name, grid.DEVELOPMENT_SEEDS) for name in (grid.DEFAULT, "random", "paser")}
     for name in TOLD:
         cells = _told_cells(name)
@@ -113,6 +121,7 @@ def told() -> dict[str, Told]:
     for metric in METRICS:
         values[f"moved in {metric}"] = partial(_moved, metric)
     values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
+    values["comparisons in which the paper's policy is ahead in task accuracy"] = _ahead_in_accuracy
     values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
     values["trainings that scoring costs"] = _trainings_that_scoring_costs
     return values
@@ -148,6 +157,17 @@ def _of_ceiling(what: str, form: str, name: str) -> str:
 
 def _moved(metric: str) -> str:
     return f"{moved(metric):.3f}"
+
+
+def _ahead_in_accuracy() -> str:
+    """Of the primary comparisons that have a seed of both sides."""
+    found = [
+        _difference(ACCURACY, scheme, *primary_pair(scheme, budget))
+        for scheme in SCHEMES
+        for budget in (grid.SMALL, grid.LARGE)
+    ]
+    known = [difference for difference in found if not isinstance(difference, str)]
+    return f"{sum(verdict(difference) == 'ahead' for difference in known)} of {len(known)}"
 
 
 def _trainings_that_scoring_costs() -> str:

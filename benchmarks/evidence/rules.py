@@ -10,13 +10,12 @@ from benchmarks.evidence import grid
 from benchmarks.evidence.analysis import METRICS, paired, trained
 from benchmarks.evidence.cells import Row
 from benchmarks.evidence.tables import (
-    GENTLER,
     WANDA,
     WHERE,
     blocks,
     by_metric,
     default_and_random,
-    gentle_pair,
+    gentle_pairs,
     judge,
     share,
     signed,
@@ -64,8 +63,7 @@ def smaller_budget() -> str:
 def gentler() -> str:
     """The default rule and random rows where training strays less, because its steps are smaller."""
     lines = by_metric(
-        (f"{SCHEMES[scheme]}, rate x {rate:g}", scheme, grid.DEFAULT, "random", *gentle_pair(scheme, rate))
-        for scheme, rate in GENTLER
+        (what, scheme, grid.DEFAULT, "random", *sides) for what, scheme, sides in gentle_pairs()
     )
     if not any("rate x 0" in line for line in lines[METRICS[0]]):
         return ""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.evidence import grid
@@ -18,13 +18,6 @@ WHERE = f"Development pool, {SCHEMES[WANDA]}, {grid.LARGE:,} training tokens"
 # Beside a gap closed of more than 1.
 OVER = "†"
 UNKNOWN = "(not run yet)"
-# Of *Gentler training*: scheme, and the learning rate as a multiple of the default.
-GENTLER = (
-    (WANDA, 1.0),
-    *((WANDA, share) for share in grid.GENTLER),
-    (grid.HARD, 1.0),
-    (grid.HARD, grid.GENTLER[0]),
-)
 
 
 @functools.cache
@@ -46,11 +39,15 @@ def default_and_random(
     return [grid.named(name, seeds, scheme=scheme, **changes) for name in (grid.DEFAULT, "random")]
 
 
-def gentle_pair(scheme: str, rate: float) -> list[list[Cell]]:
-    """The cells of the default rule and those of random rows at this multiple of the default learning rate."""
-    if rate == 1:
-        return default_and_random(scheme, grid.DEVELOPMENT_SEEDS[:2])
-    return [grid.gently(name, scheme, rate) for name in (grid.DEFAULT, "random")]
+def gentle_pairs() -> Iterator[tuple[str, str, list[list[Cell]]]]:
+    """Scheme and learning rate as text, the scheme, and the cells of the default rule and those of random rows at
+    this multiple of the default learning rate; 1 first."""
+    for scheme, shares in grid.GENTLER.items():
+        title = f"{SCHEMES[scheme]}, rate x "
+        yield f"{title}1", scheme, default_and_random(scheme, grid.DEVELOPMENT_SEEDS[:2])
+        for share in shares:
+            sides = [grid.gently(name, scheme, share) for name in (grid.DEFAULT, "random")]
+            yield f"{title}{share:g}", scheme, sides
 
 
 def both_sides(
