@@ -85,15 +85,20 @@ def moved(metric: str) -> float:
 
 def took_part() -> str:
     wanted = list(grid.cells(grid.PARTS))
-    done = [found for cell in wanted if (found := cell.training_if_done()) is not None]
+    both = [(cell, found) for cell in wanted if (found := cell.training_if_done()) is not None]
+    done = [found for _, found in both]
+    # Cells of one selection share its file.
+    selections = {cell.selection_path: cell_files.selection(cell) for cell, _ in both}
     commits = sorted({found["commit"][:12] for found in done if found.get("commit")})
     machines = sorted({found["machine"] for found in done if found.get("machine")})
-    seconds = sum(found["processor_seconds"] for found in done)
+    training = duration(sum(found["processor_seconds"] for found in done))
+    measuring = duration(sum(found["measuring_seconds"] for found in done))
+    selecting = duration(sum(found["processor_seconds"] for found in selections.values()))
     libraries = ", ".join(f"{name} {v}" for name, v in cell_files.libraries().items())
     return f"""## What took part
 
-{len(done)} of {len(wanted)} cells of the grid are done{missing()}. Training took
-{duration(seconds)} of processor time in all. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
+{len(done)} of {len(wanted)} cells of the grid are done{missing()}. Of one processor, training took
+{training}, measuring what was trained {measuring}, and selecting {selecting}, without the scores of the pools. Cells were computed at commits {", ".join(commits) or "unknown"}, on {", ".join(machines) or "unknown"};
 {libraries}. {same_processor()}. Cleaning removed from the pools: {removed()}. With nearly the prompt of a held-out row: {near()}."""
 
 
