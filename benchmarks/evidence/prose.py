@@ -20,6 +20,7 @@ from benchmarks.evidence.tables import (
     WANDA,
     default_and_random,
     gentle_pairs,
+    gently,
     judge,
     primary_pair,
     signed,
@@ -69,7 +70,7 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
 def told() -> dict[str, Told]:
     """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
     before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler
-    and at the smaller budget; of random rows at the larger budget minus the smaller, by scheme; of two policies
+    (also where only random rows are) and at the smaller budget; of random rows minus the same trained gentler; of random rows at the larger budget minus the smaller, by scheme; of two policies
     minus random rows where the original model teaches; of the paper's policy minus random rows, by scheme and budget; of selectors on the
     development pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the
     ceiling; how far another processor moves a metric. Paired differences are as they were measured, everything else
@@ -97,6 +98,9 @@ def told() -> dict[str, Told]:
         differ(f"of random, {title}, {grid.LARGE:,} over {grid.SMALL:,} tokens", scheme, larger, smaller)
     for what, scheme, sides in gentle_pairs():
         differ(f"over random, {what}", scheme, *sides)
+        ours, theirs = (gently(name, scheme, 1) for name in (grid.DEFAULT, "random"))
+        differ(f"over random, {what}, itself x 1", scheme, ours, sides[1])
+        differ(f"of random, {what}, over x 1", scheme, sides[1], theirs)
     for name in (grid.WINNER, "paser"):
         differ(
             f"of {name} over random, taught",

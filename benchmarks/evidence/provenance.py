@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from benchmarks.evidence import cells as cell_files
@@ -104,20 +104,27 @@ def took_part() -> str:
 
 def same_processor() -> str:
     """Of the tests, which have pairs whose sides come from different processors."""
-    mixed = [
-        f"`{name}` of `{part}` on {SCHEMES[scheme]}"
+    tests = [
+        (
+            f"`{name}` of `{part}` on {SCHEMES[scheme]}",
+            scheme,
+            [grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random")],
+        )
         for part, seeds, pool, names in TESTED
         for scheme in SCHEMES
         for name in names
-        if any(
-            a["machine"] != b["machine"]
-            for a, b in zip(
-                *paired(*(grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random"))),
-                strict=True,
-            )
-        )
     ]
-    return f"In the tests on pools of their own both sides of each pair come from one kind of processor{', but for ' + ', '.join(mixed) if mixed else ''}"
+    return one_kind(tests, "In the tests on pools of their own both sides of each pair")
+
+
+def one_kind(pairs: Iterable[tuple[str, str, list[list[Cell]]]], which: str) -> str:
+    """A sentence that `which` come from one kind of processor, and of which comparisons that is not so."""
+    mixed = [
+        what
+        for what, _, sides in pairs
+        if any(a["machine"] != b["machine"] for a, b in zip(*paired(*sides), strict=True))
+    ]
+    return f"{which} come from one kind of processor{', but for ' + ', '.join(mixed) if mixed else ''}"
 
 
 def missing() -> str:

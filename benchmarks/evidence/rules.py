@@ -9,6 +9,7 @@ from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import grid
 from benchmarks.evidence.analysis import METRICS, paired, trained
 from benchmarks.evidence.cells import Row
+from benchmarks.evidence.provenance import one_kind
 from benchmarks.evidence.tables import (
     WANDA,
     WHERE,
@@ -69,7 +70,8 @@ def gentler() -> str:
         return ""
     return (
         "## Gentler training\n\nRows also lead a model away from the original, to formats it never had, and the more so the larger the steps are. What is the lead "
-        f"in {FIDELITY} where they are smaller? Development pool, {grid.LARGE:,} training tokens, the learning rate times 1/2 or 1/4.\n\n{blocks(lines)}"
+        f"in {FIDELITY} where they are smaller? Development pool, {grid.LARGE:,} training tokens, the learning rate times 1/2 or 1/4; "
+        f"at rate x 1 cells of *The same on another machine*. {one_kind(gentle_pairs(), 'Both sides of each pair')}.\n\n{blocks(lines)}"
     )
 
 

@@ -43,11 +43,17 @@ def gentle_pairs() -> Iterator[tuple[str, str, list[list[Cell]]]]:
     """Scheme and learning rate as text, the scheme, and the cells of the default rule and those of random rows at
     this multiple of the default learning rate; 1 first."""
     for scheme, shares in grid.GENTLER.items():
-        title = f"{SCHEMES[scheme]}, rate x "
-        yield f"{title}1", scheme, default_and_random(scheme, grid.DEVELOPMENT_SEEDS[:2])
-        for share in shares:
-            sides = [grid.gently(name, scheme, share) for name in (grid.DEFAULT, "random")]
-            yield f"{title}{share:g}", scheme, sides
+        for share in (1, *shares):
+            sides = [gently(name, scheme, share) for name in (grid.DEFAULT, "random")]
+            yield f"{SCHEMES[scheme]}, rate x {share:g}", scheme, sides
+
+
+def gently(name: str, scheme: str, share: float) -> list[Cell]:
+    """The cells at this share of the default learning rate; at 1 those that were made again, on the kind of
+    processor on which the others were made."""
+    if share != 1:
+        return grid.gently(name, scheme, share)
+    return [cell for cell in grid.machine() if (cell.name, cell.scheme) == (name, scheme)]
 
 
 def both_sides(
