@@ -69,7 +69,7 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
 
 def told() -> dict[str, Told]:
     """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
-    before on the last pool, by scheme; of the default minus random rows on the development pool by scheme, gentler
+    before on the last pool, by scheme; of what stands beside it there minus random rows and minus it; of the default minus random rows on the development pool by scheme, gentler
     (also where only random rows are) and at the smaller budget; of random rows minus the same trained gentler; of random rows at the larger budget minus the smaller, by scheme; of two policies
     minus random rows where the original model teaches; of the paper's policy minus random rows, by scheme and budget; of selectors on the
     development pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the
@@ -96,6 +96,10 @@ def told() -> dict[str, Told]:
         )
         larger, smaller = (primary_pair(scheme, budget)[1] for budget in (grid.LARGE, grid.SMALL))
         differ(f"of random, {title}, {grid.LARGE:,} over {grid.SMALL:,} tokens", scheme, larger, smaller)
+    for name in grid.BESIDE:
+        for other in ("random", grid.DEFAULT):
+            sides = [grid.confirmed(n, grid.LAST_SEEDS, grid.HARD, pool=grid.LAST) for n in (name, other)]
+            differ(f"of {name} over {other}, {SCHEMES[grid.HARD]}", grid.HARD, *sides)
     for what, scheme, sides in gentle_pairs():
         differ(f"over random, {what}", scheme, *sides)
         ours, theirs = (gently(name, scheme, 1) for name in (grid.DEFAULT, "random"))
