@@ -359,11 +359,12 @@ def equal_steps() -> list[Cell]:
 def machine() -> list[Cell]:
     """Random rows and the default rule once more, in the lightest scheme and the hardest."""
     return [
-        replace(cell, again=True)
-        for scheme in (WANDA, HARD)
-        for name in ("random", DEFAULT)
-        for cell in named(name, DEVELOPMENT_SEEDS[:2], scheme=scheme)
+        cell for scheme in (WANDA, HARD) for name in ("random", DEFAULT) for cell in once_more(name, scheme)
     ]
+
+
+def once_more(name: str, scheme: str) -> list[Cell]:
+    return [replace(cell, again=True) for cell in named(name, DEVELOPMENT_SEEDS[:2], scheme=scheme)]
 
 
 PARTS = {

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -68,56 +68,18 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
 
 
 def told() -> dict[str, Told]:
-    """What `reading.md` may name, computed where it does: of the default minus random rows and minus the default of
-    before on the last pool, by scheme; of what stands beside it there minus random rows and minus it; of the default minus random rows on the development pool by scheme, gentler
-    (also where only random rows are) and at the smaller budget; of random rows minus the same trained gentler; of random rows at the larger budget minus the smaller, by scheme; of two policies
-    minus random rows where the original model teaches; of the paper's policy minus random rows, by scheme and budget; of selectors on the
-    development pool, and of these minus the default, random rows and the paper's policy on the seeds of both; of the
-    ceiling; how far another processor moves a metric. Paired differences are as they were measured, everything else
-    as the page shows it."""
-    values: dict[str, Told] = {}
-
-    def differ(name: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> None:
-        for metric in METRICS:
-            values[f"{metric} {name}"] = partial(_difference, metric, scheme, ours, theirs)
-
-    for scheme, title in SCHEMES.items():
-        for other in ("random", grid.THIRD_WINNER):
-            sides = [
-                grid.confirmed(n, grid.LAST_SEEDS, scheme, pool=grid.LAST) for n in (grid.DEFAULT, other)
-            ]
-            differ(f"over {other}, {title}", scheme, *sides)
-        for budget in (grid.SMALL, grid.LARGE):
-            differ(f"of paser over random, {title}, {budget:,} tokens", scheme, *primary_pair(scheme, budget))
-        differ(
-            f"over random, {title}, {grid.SMALL:,} tokens",
-            scheme,
-            *default_and_random(scheme, budget=grid.SMALL),
-        )
-        larger, smaller = (primary_pair(scheme, budget)[1] for budget in (grid.LARGE, grid.SMALL))
-        differ(f"of random, {title}, {grid.LARGE:,} over {grid.SMALL:,} tokens", scheme, larger, smaller)
-    for name in grid.BESIDE:
-        for other in ("random", grid.DEFAULT):
-            sides = [grid.confirmed(n, grid.LAST_SEEDS, grid.HARD, pool=grid.LAST) for n in (name, other)]
-            differ(f"of {name} over {other}, {SCHEMES[grid.HARD]}", grid.HARD, *sides)
-    for what, scheme, sides in gentle_pairs():
-        differ(f"over random, {what}", scheme, *sides)
-        ours, theirs = (gently(name, scheme, 1) for name in (grid.DEFAULT, "random"))
-        differ(f"over random, {what}, itself x 1", scheme, ours, sides[1])
-        differ(f"of random, {what}, over x 1", scheme, sides[1], theirs)
-    for name in (grid.WINNER, "paser"):
-        differ(
-            f"of {name} over random, taught",
-            WANDA,
-            *(grid.taught(n, grid.DEVELOPMENT_SEEDS) for n in (name, "random")),
-        )
-    to = {name: grid.named(name, grid.DEVELOPMENT_SEEDS) for name in (grid.DEFAULT, "random", "paser")}
+    """What `reading.md` may name, computed where it does: paired differences (`_differences`) by metric, as they were
+    measured; and, as the page shows them, what selectors have on the development pool and consist of, the ceiling,
+    how far another processor moves a metric, and a few counts."""
+    values: dict[str, Told] = {
+        f"{metric} {name}": partial(_difference, metric, scheme, *sides)
+        for name, scheme, sides in _differences()
+        for metric in METRICS
+    }
     for name in TOLD:
         cells = _told_cells(name)
         for metric in METRICS:
             values[f"{metric} of {name}"] = partial(_mean, metric, cells)
-        for other in to.keys() - {name}:
-            differ(f"of {name} over {other}", WANDA, cells, to[other])
         values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
         values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
     values["wrong answers of the pool"] = lambda: (
@@ -133,6 +95,44 @@ def told() -> dict[str, Told]:
     values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
     values["trainings that scoring costs"] = _trainings_that_scoring_costs
     return values
+
+
+def _differences() -> Iterator[tuple[str, str, list[list[Cell]]]]:
+    """What is told of each metric: its name after the metric's, the scheme, and the cells of both sides."""
+    seeds = grid.DEVELOPMENT_SEEDS
+    for scheme, title in SCHEMES.items():
+        # Of the default, on the pool of its test and at the smaller budget.
+        for other in ("random", grid.THIRD_WINNER):
+            yield f"over {other}, {title}", scheme, _on_last(grid.DEFAULT, other, scheme)
+        small = default_and_random(scheme, budget=grid.SMALL)
+        yield f"over random, {title}, {grid.SMALL:,} tokens", scheme, small
+        # Of the paper's policy and of random rows, by budget.
+        primary = {budget: primary_pair(scheme, budget) for budget in (grid.SMALL, grid.LARGE)}
+        for budget, sides in primary.items():
+            yield f"of paser over random, {title}, {budget:,} tokens", scheme, sides
+        by_budget = [primary[budget][1] for budget in (grid.LARGE, grid.SMALL)]
+        yield f"of random, {title}, {grid.LARGE:,} over {grid.SMALL:,} tokens", scheme, by_budget
+    # What stands beside the default on the pool of its test.
+    for name in grid.BESIDE:
+        for other in ("random", grid.DEFAULT):
+            yield f"of {name} over {other}, {SCHEMES[grid.HARD]}", grid.HARD, _on_last(name, other, grid.HARD)
+    # Gentler training of both, or of random rows alone.
+    for what, scheme, sides in gentle_pairs():
+        yield f"over random, {what}", scheme, sides
+        ours, theirs = (gently(name, scheme, 1) for name in (grid.DEFAULT, "random"))
+        yield f"over random, {what}, itself x 1", scheme, [ours, sides[1]]
+        yield f"of random, {what}, over x 1", scheme, [sides[1], theirs]
+    # With the original model as teacher.
+    for name in (grid.WINNER, "paser"):
+        yield f"of {name} over random, taught", WANDA, [grid.taught(n, seeds) for n in (name, "random")]
+    for name in TOLD:
+        for other in (grid.DEFAULT, "random", "paser"):
+            if name != other:
+                yield f"of {name} over {other}", WANDA, [_told_cells(name), grid.named(other, seeds)]
+
+
+def _on_last(name: str, other: str, scheme: str) -> list[list[Cell]]:
+    return [grid.confirmed(n, grid.LAST_SEEDS, scheme, pool=grid.LAST) for n in (name, other)]
 
 
 def _told_cells(name: str) -> list[Cell]:

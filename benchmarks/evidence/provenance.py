@@ -36,22 +36,13 @@ def machine() -> str:
     """Cells of one machine beside the same of another."""
     twice = made_twice()
     lines = [_again(*pair) for pair in twice]
-    leads = []
-    for scheme in (WANDA, grid.HARD):
-        pairs = [
-            paired(
-                *(
-                    [p[i] for p in twice if (p[i].scheme, p[i].name) == (scheme, n)]
-                    for n in (grid.DEFAULT, "random")
-                )
-            )
-            for i in (0, 1)
-        ]
-        if all(a for a, _ in pairs):
-            found = [signed(judge(scheme).difference(FIDELITY, *pair)) for pair in pairs]
-            leads.append(f"{SCHEMES[scheme]}: {found[0]}, again {found[1]}")
     if not lines:
         return ""
+    leads = []
+    for scheme in (WANDA, grid.HARD):
+        first, again = (_lead(cells, scheme) for cells in zip(*twice, strict=True))
+        if first and again:
+            leads.append(f"{SCHEMES[scheme]}: {first}, again {again}")
     head = " | ".join(f"{metric} | again" for metric in METRICS)
     return "\n".join(
         ["## The same on another machine", "",
@@ -61,6 +52,13 @@ def machine() -> str:
          f"| | | seed | processor | again | rows | {head} |", "|---|---|--:|---|---|--:|" + "--:|--:|" * len(METRICS), *lines, "",
          f"`{grid.DEFAULT}` minus `random` in {FIDELITY}, of these seeds: {'; '.join(leads)}."]
     )  # fmt: skip
+
+
+def _lead(cells: Sequence[Cell], scheme: str) -> str:
+    """The default minus random rows among these cells, in fidelity; empty where no seed has both."""
+    sides = ([c for c in cells if (c.scheme, c.name) == (scheme, n)] for n in (grid.DEFAULT, "random"))
+    ours, theirs = paired(*sides)
+    return signed(judge(scheme).difference(FIDELITY, ours, theirs)) if ours else ""
 
 
 def _again(earlier: Cell, again: Cell) -> str:
@@ -107,7 +105,6 @@ def same_processor() -> str:
     tests = [
         (
             f"`{name}` of `{part}` on {SCHEMES[scheme]}",
-            scheme,
             [grid.confirmed(n, seeds, scheme, pool=pool) for n in (name, "random")],
         )
         for part, seeds, pool, names in TESTED
@@ -117,11 +114,11 @@ def same_processor() -> str:
     return one_kind(tests, "In the tests on pools of their own both sides of each pair")
 
 
-def one_kind(pairs: Iterable[tuple[str, str, list[list[Cell]]]], which: str) -> str:
+def one_kind(pairs: Iterable[tuple[str, list[list[Cell]]]], which: str) -> str:
     """A sentence that `which` come from one kind of processor, and of which comparisons that is not so."""
     mixed = [
         what
-        for what, _, sides in pairs
+        for what, sides in pairs
         if any(a["machine"] != b["machine"] for a, b in zip(*paired(*sides), strict=True))
     ]
     return f"{which} come from one kind of processor{', but for ' + ', '.join(mixed) if mixed else ''}"

@@ -53,7 +53,7 @@ def last() -> str:
 def smaller_budget() -> str:
     """The default rule where less is trained on."""
     lines = by_metric(
-        (title, scheme, grid.DEFAULT, "random", *default_and_random(scheme, budget=grid.SMALL))
+        (title, scheme, grid.DEFAULT, "random", default_and_random(scheme, budget=grid.SMALL))
         for scheme, title in SCHEMES.items()
     )
     if not any(lines.values()):
@@ -63,15 +63,15 @@ def smaller_budget() -> str:
 
 def gentler() -> str:
     """The default rule and random rows where training strays less, because its steps are smaller."""
-    lines = by_metric(
-        (what, scheme, grid.DEFAULT, "random", *sides) for what, scheme, sides in gentle_pairs()
-    )
+    pairs = list(gentle_pairs())
+    lines = by_metric((what, scheme, grid.DEFAULT, "random", sides) for what, scheme, sides in pairs)
     if not any("rate x 0" in line for line in lines[METRICS[0]]):
         return ""
+    kinds = one_kind(((what, sides) for what, _, sides in pairs), "Both sides of each pair")
     return (
         "## Gentler training\n\nRows also lead a model away from the original, to formats it never had, and the more so the larger the steps are. What is the lead "
         f"in {FIDELITY} where they are smaller? Development pool, {grid.LARGE:,} training tokens, the learning rate times 1/2 or 1/4; "
-        f"at rate x 1 cells of *The same on another machine*. {one_kind(gentle_pairs(), 'Both sides of each pair')}.\n\n{blocks(lines)}"
+        f"at rate x 1 cells of *The same on another machine*. {kinds}.\n\n{blocks(lines)}"
     )
 
 
@@ -145,7 +145,7 @@ def _confirmed(
             scheme,
             one,
             other,
-            *(grid.confirmed(n, seeds, scheme, pool=pool) for n in (one, other)),
+            [grid.confirmed(n, seeds, scheme, pool=pool) for n in (one, other)],
         )
         for scheme in schemes
         for one, other in pairs
@@ -247,8 +247,8 @@ def distilled() -> str:
     pairs = ((grid.WINNER, "random"), (grid.WINNER, "paser"), ("paser", "random"))
     lines = by_metric(
         [
-            *(("distilled", WANDA, one, other, of[one], of[other]) for one, other in pairs),
-            *(("distilled, not distilled", WANDA, n, n, of[n], plain[n]) for n in grid.CONFIRMED),
+            *(("distilled", WANDA, one, other, [of[one], of[other]]) for one, other in pairs),
+            *(("distilled, not distilled", WANDA, n, n, [of[n], plain[n]]) for n in grid.CONFIRMED),
         ]
     )
     if not any(lines.values()):

@@ -51,9 +51,7 @@ def gentle_pairs() -> Iterator[tuple[str, str, list[list[Cell]]]]:
 def gently(name: str, scheme: str, share: float) -> list[Cell]:
     """The cells at this share of the default learning rate; at 1 those that were made again, on the kind of
     processor on which the others were made."""
-    if share != 1:
-        return grid.gently(name, scheme, share)
-    return [cell for cell in grid.machine() if (cell.name, cell.scheme) == (name, scheme)]
+    return grid.once_more(name, scheme) if share == 1 else grid.gently(name, scheme, share)
 
 
 def both_sides(
@@ -70,26 +68,21 @@ def both_sides(
     return share(j.mean(metric, a), metric), share(j.mean(metric, b), metric), difference, found
 
 
-def compared(
-    what: str, metric: str, scheme: str, one: str, other: str, ours: list[Cell], theirs: list[Cell]
-) -> str:
+def compared(metric: str, what: str, scheme: str, one: str, other: str, sides: Sequence[list[Cell]]) -> str:
     """One line: a selector, another, and the paired difference; empty where no seed has both."""
-    sides = both_sides(metric, scheme, ours, theirs)
-    if not sides:
+    both = both_sides(metric, scheme, *sides)
+    if not both:
         return ""
-    a, b, difference, found = sides
+    a, b, difference, found = both
     return f"| {what} | `{one}` | {a} | `{other}` | {b} | {difference} | {least(found)} |"
 
 
 def by_metric(
-    comparisons: Iterable[tuple[str, str, str, str, list[Cell], list[Cell]]],
+    comparisons: Iterable[tuple[str, str, str, str, Sequence[list[Cell]]]],
 ) -> dict[str, list[str]]:
     """The lines of each metric; of what, scheme, a selector, another, and the cells of both."""
     asked = list(comparisons)
-    return {
-        metric: [line for what, *rest in asked if (line := compared(what, metric, *rest))]
-        for metric in METRICS
-    }
+    return {metric: [line for one in asked if (line := compared(metric, *one))] for metric in METRICS}
 
 
 def blocks(lines: Mapping[str, Sequence[str]]) -> str:
