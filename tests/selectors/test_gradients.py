@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,36 @@ def test_the_scorer_finds_the_words_of_strong_rows() -> None:
     assert min(found[21::2]) > max(found[20::2])
     with pytest.raises(StageError, match="same predictive strength"):
         predictive.fitted_scores(lines, np.ones(40), 0.25)
+
+
+def test_the_scorer_is_a_ridge_logistic_regression_on_shares_of_words_and_pairs_of_words() -> None:
+    """Against Newton's steps on the penalised likelihood, with a column for each word and pair."""
+    lines = [
+        "a red fox runs",
+        "red fox sleeps",
+        "the owl sees red",
+        "blue owl",
+        "blue fox and owl",
+        "the red owl",
+    ]
+    strength = np.array([0.9, 0.5, 0.8, 0.1, 0.2, 0.6])
+    bags = []
+    for line in lines:
+        words = [word for word in line.split() if len(word) > 1]
+        bags.append(words + [f"{one} {two}" for one, two in pairwise(words)])
+    terms = sorted({term for bag in bags for term in bag})
+    counts = np.array([[float(bag.count(term)) for term in terms] for bag in bags])
+    columns = np.hstack([counts / np.linalg.norm(counts, axis=1, keepdims=True), np.ones((6, 1))])
+    strong, weak = [0, 2], [4, 3]
+    given, label = columns[strong + weak], np.array([1.0, 1.0, 0.0, 0.0])
+    penalty = np.diag([1.0] * len(terms) + [0.0])
+    weights = np.zeros(len(terms) + 1)
+    for _ in range(30):
+        chance = 1 / (1 + np.exp(-given @ weights))
+        slope = given.T @ (chance - label) + penalty @ weights
+        curve = given.T @ (given * (chance * (1 - chance))[:, None]) + penalty
+        weights -= np.linalg.solve(curve, slope)
+    assert predictive.fitted_scores(lines, strength, 0.3) == pytest.approx(columns @ weights, abs=1e-3)
 
 
 def test_a_bfloat16_model_is_read_and_differentiated(ground: Ground) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from paser.errors import PaserError
 from paser.models.tokens import Encoded
+from paser.records import draw_key
 from paser.selectors import readings
 from paser.selectors.mining import instruction_mining
 from paser.selectors.reading import read
@@ -86,12 +87,26 @@ def test_golden_score_is_the_share_of_tasks_that_the_example_helps(ground: Groun
     assert meter.forward_tokens == read_tokens + 3 * sum(ground.encoded[i].tokens for i in quarter)
 
 
-def test_nuggets_anchors_are_no_candidates_without_targets(ground: Ground) -> None:
+def test_nuggets_draws_its_quarter_and_its_anchors_apart_without_targets(ground: Ground) -> None:
+    import torch
+
     resources = replace(ground.resources, models=replace(ground.models, targets=()))
     selection = selector("nuggets", {}, resources, 2)(ground.pool, 24, "rows")
-    assert len(selection.positions) == 6
+    turns = sorted(range(24), key=lambda i: draw_key("nuggets", 2, ground.pool.row_ids[i]))
+    assert set(selection.positions) == set(turns[:6])
     assert selection.report["anchors"] == 16
     assert selection.report["filtered"] == 18
+    model = ground.models.pruned().model
+    tasks = [ground.encoded[i] for i in turns[6:22]]
+    for i in turns[:6]:
+        shown = ground.encoded[i].prompt_ids + ground.encoded[i].response_ids
+        with torch.no_grad():
+            helped = [
+                plain_loss(model, Encoded(shown + task.prompt_ids, task.response_ids))
+                < plain_loss(model, task)
+                for task in tasks
+            ]
+        assert selection.ies[i] == pytest.approx(sum(helped) / 16, abs=0.5 / 16)
 
 
 def test_nuggets_without_a_task_says_so(ground: Ground) -> None:
