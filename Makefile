@@ -66,7 +66,8 @@ bench: $(READY)
 	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(NAME)
 
-# The comparison of selectors, about a day on two cores; stopped, it goes on where it stopped. PART=baselines runs one part.
+# The comparison of selectors, about a day on two cores; stopped, it goes on where it stopped. PART=baselines runs one
+# part. Needs PASER_BENCH_DATA.
 evidence: $(READY)
 	$(BIN)/python -m benchmarks.evidence $(PART)
 

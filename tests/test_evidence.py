@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import analysis, cells, grid, prose, same
+from benchmarks.evidence import analysis, cells, comparison, grid, prose, same
 from benchmarks.evidence import world as worlds
 from benchmarks.evidence.tables import UNKNOWN
 from paser.artifacts import write_json
+from paser.evaluation.paired import CLOSED, Judge, verdict
 from paser.records import Sample
 from paser.selectors.coverage import BY_THE_TOKEN, Covering
 from paser.selectors.damage import CoverageSettings
@@ -244,11 +245,62 @@ def test_a_sentence_of_the_reading_that_the_cells_contradict_is_refused(
     assert said == "+0.100 [+0.050, +0.150], +0.100 [-0.010, +0.150], " + (
         f"+0.100 [-0.010, +0.150], +0.100 [+0.050, +0.150], 7%, {UNKNOWN}"
     )
+    values["a"] = ahead | {"least": 0.07}
+    assert read("below {least: a}") == "below 0.070"
     for wrong in ("{behind: a}", "{level: a}", "{ahead: b}", "{ahead: c}"):
         with pytest.raises(ValueError, match=f"says '{wrong[1:-4]}'.*change the sentence"):
             read(wrong)
     with pytest.raises(ValueError, match="says 'ahead' of 'share', which is no difference"):
         read("{ahead: share}")
+
+
+def trainings(*losses: list[float]) -> list[dict[str, Any]]:
+    return [{"loss": loss, "jsd": [0.1] * len(loss)} for loss in losses]
+
+
+def test_what_the_dense_model_gains_from_the_same_rows_is_not_healed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss of either before, and after training on one label's format and a third of what pruning took."""
+    labels = ["a", "a", "b", "b"]
+    dense, pruned = trainings([1.0, 1.1, 1.0, 1.1], [1.9, 2.0, 1.6, 1.7])
+    top, recovered = trainings([0.2, 0.3, 1.0, 1.1], [0.8, 0.9, 1.4, 1.5])
+    monkeypatch.setattr(
+        comparison.cell_files, "untrained", lambda scheme: dense if scheme == worlds.DENSE else pruned
+    )
+    monkeypatch.setattr(comparison, "_on_same_rows", lambda name: (top, recovered))
+    monkeypatch.setattr(comparison, "judge", lambda scheme: Judge(pruned, dense, labels))
+    assert comparison.left_by_label(None) == pytest.approx({"a": 0.9, "b": 0.6})
+    assert comparison.left_by_label("random") == pytest.approx({"a": 0.6, "b": 0.4})
+    found = comparison.healed("random")
+    assert found is not None
+    assert found["value"] == pytest.approx(1 / 3)
+    assert Judge(pruned, dense, labels).mean(CLOSED, [recovered])["value"] == pytest.approx(1.3 / 1.5)
+
+
+def test_labels_of_the_last_test_are_told_by_their_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = ["a"] * 4 + ["b"] * 4
+    dense, pruned = trainings([1.0] * 8, [2.0] * 8)
+    ours, theirs = trainings(
+        [1.2, 1.3, 1.2, 1.3, 1.8, 1.7, 1.8, 1.7], [1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5]
+    )
+    monkeypatch.setattr(comparison, "judge", lambda scheme: Judge(pruned, dense, labels))
+    monkeypatch.setattr(comparison, "paired", lambda a, b: ([ours] * 3, [theirs] * 3))
+    comparison.tested_by_label.cache_clear()
+    found = comparison.tested_by_label("wanda-50")[CLOSED]
+    comparison.tested_by_label.cache_clear()
+    assert {label: round(one["value"], 3) for label, one in found.items()} == {"a": 0.25, "b": -0.25}
+    assert [verdict(one) for one in found.values()] == ["ahead", "behind"]
+
+
+def test_holm_counts_what_is_planned_and_not_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lead that one comparison would show is none among hundreds that are still to come."""
+    dense, pruned = trainings([1.0] * 6, [2.0] * 6)
+    ours, theirs = trainings([1.1, 1.2, 1.1, 1.2, 1.1, 1.2], [1.5] * 6)
+    monkeypatch.setattr(comparison, "judge", lambda scheme: Judge(pruned, dense, ["a"] * 6))
+    monkeypatch.setattr(comparison, "paired", lambda a, b: ([ours] * 2, [theirs] * 2) if a else ([], []))
+    planned = [("one", grid.plain("paser", [1])), *((f"later {i}", []) for i in range(400))]
+    (alone,) = comparison.compared_with(CLOSED, planned[:1], []).values()
+    (among,) = comparison.compared_with(CLOSED, planned, []).values()
+    assert (alone.verdict, among.verdict) == ("ahead", "tie")
 
 
 @pytest.mark.usefixtures("small_world")

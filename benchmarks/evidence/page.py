@@ -25,8 +25,7 @@ def write() -> None:
 
 def parts() -> Iterable[str]:
     default = (grid.DEFAULT, grid.candidate(grid.DEFAULT, grid.DEVELOPMENT_SEEDS))
-    ours = [(name, cells) for name, cells in comparison.candidates() if name != grid.DEFAULT]
-    compared = [*comparison.rivals(), *ours]
+    compared = comparison.all_compared()
     yield opening()
     yield prose.reading()
     yield models_table()
@@ -41,7 +40,8 @@ def parts() -> Iterable[str]:
         "## Other selectors",
         f"{WHERE}: mean over the seeds, what the default rule, `{grid.DEFAULT}`, has on the seeds that both have, and the paired "
         "difference. *p*: two-sided, corrected by Holm's method, for each metric over all that are planned for this table and the one "
-        "of our own policies; none from one seed. A difference below 0 is in favour of the default rule; its parts were chosen on this pool.",
+        "of our own policies; none from one seed. A difference below 0 is in favour of the default rule; its parts were chosen on this pool. "
+        f"{comparison.MORE}: more training tokens than the others (*Cost*).",
         comparison.rivals(),
         *default,
         compared,
@@ -53,12 +53,13 @@ def parts() -> Iterable[str]:
         "paser",
         grid.plain("paser", grid.DEVELOPMENT_SEEDS),
     )
+    yield comparison.ablations_figure()
     yield comparison.against(
         "## Policies of our own",
         f"The same pool, scheme, budget and family of *p*. How the default came out of them: *How the default was found*. Two controls do not look at "
         f"damage: `per-token, no damage` (clusters by size, rows by the share of their tokens that is response) and `{grid.DEFAULT}, no damage` "
         "(clusters by size, plain coverage).",
-        ours,
+        comparison.other_policies(),
         *default,
         compared,
     )
@@ -83,6 +84,7 @@ def parts() -> Iterable[str]:
         grid.taught("random", grid.DEVELOPMENT_SEEDS, steps=grid.STEPS),
     )
     yield selections.why()
+    yield comparison.by_capability_tested()
     yield comparison.by_capability()
     yield comparison.by_task()
     yield comparison.sensitivity()

@@ -7,32 +7,44 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean, median
 
 from benchmarks.evidence import cells as cell_files
 from benchmarks.evidence import grid
 from benchmarks.evidence.analysis import METRICS, paired, trained
 from benchmarks.evidence.cells import Cell, Row
-from benchmarks.evidence.comparison import MORE_TOKENS, of_ceiling
-from benchmarks.evidence.provenance import moved, near_earlier
+from benchmarks.evidence.comparison import (
+    MORE_TOKENS,
+    all_compared,
+    compared_with,
+    healed_over,
+    left_by_label,
+    of_ceiling,
+    tested_by_label,
+)
+from benchmarks.evidence.provenance import least_in_common, moved, near_earlier
 from benchmarks.evidence.selections import PASSES_OF_TRAINING, contents
 from benchmarks.evidence.tables import (
+    SHARED_SEEDS,
     UNKNOWN,
     WANDA,
     default_and_random,
     gentle_pairs,
     gently,
     judge,
+    least,
     primary_pair,
     signed,
 )
 from benchmarks.evidence.world import SCHEMES, TASK_ITEMS, task_items, world
-from paser.evaluation.paired import ACCURACY, verdict
+from paser.evaluation.paired import ACCURACY, CLOSED, FIDELITY, verdict
 
 READING = Path(__file__).parent / "reading.md"
 # Selectors that `reading.md` tells of.
 TOLD = (
     grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
-    "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "paser-random-inside", MORE_TOKENS,
+    "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "preselect",
+    "paser-random-inside", MORE_TOKENS,
 )  # fmt: skip
 # A value of `reading.md`: text, or a difference.
 Told = Callable[[], str | Row]
@@ -40,7 +52,8 @@ Told = Callable[[], str | Row]
 
 def reading() -> str:
     """`reading.md`, with values from the cells in the place of their names in braces. Before a difference's name may
-    stand what the sentence says of it ("ahead: ...", "level or behind: ...").
+    stand what the sentence says of it ("ahead: ...", "level or behind: ..."), or "least: " for the least difference that
+    its seeds would find.
 
     Raises:
         ValueError: The cells do not say what the sentence says.
@@ -58,6 +71,8 @@ def _value(braces: str, values: Mapping[str, Told]) -> str:
         if claim and found != UNKNOWN:
             raise ValueError(f"{READING.name} says {claim!r} of {name!r}, which is no difference ({found})")
         return found
+    if claim == "least":
+        return least(found)
     said = verdict(found).replace("tie", "level")
     if claim and said not in claim.split(" or "):
         raise ValueError(
@@ -82,14 +97,28 @@ def told() -> dict[str, Told]:
             values[f"{metric} of {name}"] = partial(_mean, metric, cells)
         values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
         values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
+    values["left without training"] = partial(_left, None)
     values["wrong answers of the pool"] = lambda: (
         f"{contents([[r['row_id'] for r in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)['wrong']:.0%}"
     )
     for name in grid.CEILING:
-        values[f"healed by {name}"] = partial(_of_ceiling, "healed", ".2f", name)
         values[f"JSD by {name}"] = partial(_of_ceiling, "jsd", ".3f", name)
+        values[f"left by {name}"] = partial(_left, name)
+        values[f"left by {name} in other labels"] = partial(_left, name, "behind")
+        values[f"healed by {name} over random"] = partial(_healed_over_random, name)
     for metric in METRICS:
         values[f"moved in {metric}"] = partial(_moved, metric)
+        for said in ("ahead of", "behind"):
+            values[f"{said} the default in {metric}"] = partial(_beside_default, metric, said.split()[0])
+    for metric in (FIDELITY, CLOSED):
+        for scheme, title in SCHEMES.items():
+            for said in ("ahead", "behind"):
+                values[f"labels {said} in {metric}, {title}"] = partial(_labels, metric, scheme, said)
+    for said in ("ahead", "behind"):
+        values[f"labels {said} in gap closed"] = partial(_names_of_labels, said)
+    values["words, at most, of labels behind in gap closed"] = lambda: f"{max(_words('behind')):g}"
+    values["words, at least, of labels ahead in gap closed"] = lambda: f"{min(_words('ahead')):g}"
+    values["rows in common on another processor"] = lambda: f"{least_in_common():.0%}"
     values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
     values["comparisons in which the paper's policy is ahead in task accuracy"] = _ahead_in_accuracy
     values["items"] = lambda: f"{sum(min(TASK_ITEMS, len(items)) for items in task_items().values())}"
@@ -128,7 +157,8 @@ def _differences() -> Iterator[tuple[str, str, list[list[Cell]]]]:
     for name in TOLD:
         for other in (grid.DEFAULT, "random", "paser"):
             if name != other:
-                yield f"of {name} over {other}", WANDA, [_told_cells(name), grid.named(other, seeds)]
+                sides = [_told_cells(name), grid.named(other, seeds)]
+                yield f"of {name} over {other}", WANDA, sides
 
 
 def _on_last(name: str, other: str, scheme: str) -> list[list[Cell]]:
@@ -136,9 +166,10 @@ def _on_last(name: str, other: str, scheme: str) -> list[list[Cell]]:
 
 
 def _told_cells(name: str) -> list[Cell]:
+    """Of the seeds that the default rule has."""
     if name == MORE_TOKENS:
-        return grid.with_scoring(grid.DEVELOPMENT_SEEDS)
-    return grid.named(name, grid.DEVELOPMENT_SEEDS)
+        return grid.with_scoring(SHARED_SEEDS)
+    return grid.named(name, SHARED_SEEDS)
 
 
 def _difference(metric: str, scheme: str, ours: list[Cell], theirs: list[Cell]) -> str | Row:
@@ -161,6 +192,50 @@ def _consists(what: str, form: str, cells: list[Cell]) -> str:
 def _of_ceiling(what: str, form: str, name: str) -> str:
     top = of_ceiling(name)
     return format(top[what], form) if top else UNKNOWN
+
+
+def _left(name: str | None, but: str = "") -> str:
+    """Over all labels, or but for those in which the default is `but` random rows in loss."""
+    others = _labels_in_loss(but) if but else []
+    left = [value for label, value in left_by_label(name).items() if label not in others]
+    return f"{fmean(left):.2f}" if left else UNKNOWN
+
+
+def _healed_over_random(name: str) -> str | Row:
+    return healed_over(name, "random") or UNKNOWN
+
+
+def _beside_default(metric: str, said: str) -> str:
+    """How many selectors and policies the cells have ahead of the default, or behind it, by Holm's correction; of
+    those with two seeds or more."""
+    base = grid.candidate(grid.DEFAULT, grid.DEVELOPMENT_SEEDS)
+    found = [one.verdict for one in compared_with(metric, all_compared(), base).values() if one.p is not None]
+    return f"{found.count(said)} of {len(found)}"
+
+
+def _labels(metric: str, scheme: str, said: str) -> str:
+    found = [verdict(one) for one in tested_by_label(scheme)[metric].values()]
+    return f"{found.count(said)} of {len(found)}"
+
+
+def _labels_in_loss(said: str) -> list[str]:
+    """Labels in which the default is ahead of random rows in gap closed, or behind them, in a scheme or more."""
+    tested = [tested_by_label(scheme)[CLOSED] for scheme in SCHEMES]
+    return sorted({label for found in tested for label, one in found.items() if verdict(one) == said})
+
+
+def _names_of_labels(said: str) -> str:
+    *most, last = _labels_in_loss(said)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _words(said: str) -> list[float]:
+    """Of each such label, the words of the median held-out answer."""
+    held_out_rows = world().held_out
+    return [
+        median(len(row["output"].split()) for row in held_out_rows if row["label"] == label)
+        for label in _labels_in_loss(said)
+    ]
 
 
 def _moved(metric: str) -> str:

@@ -62,12 +62,21 @@ def _lead(cells: Sequence[Cell], scheme: str) -> str:
 
 
 def _again(earlier: Cell, again: Cell) -> str:
-    rows = [set(cell_files.selection(cell)["rows"]) for cell in (earlier, again)]
     found = [cell_files.done(cell) for cell in (earlier, again)]
     values = [f"{judge(again.scheme).mean(m, [one])['value']:.3f}" for m in METRICS for one in found]
-    common = len(rows[0] & rows[1]) / len(rows[0])
     kinds = " | ".join(one["machine"].partition("(")[0] for one in found)
-    return f"| {SCHEMES[again.scheme]} | `{again.name}` | {again.seed} | {kinds} | {common:.0%} | {' | '.join(values)} |"
+    return f"| {SCHEMES[again.scheme]} | `{again.name}` | {again.seed} | {kinds} | {_in_common(earlier, again):.0%} | {' | '.join(values)} |"
+
+
+def _in_common(earlier: Cell, again: Cell) -> float:
+    """The share of a selection's rows that were chosen again."""
+    first, second = (set(cell_files.selection(cell)["rows"]) for cell in (earlier, again))
+    return len(first & second) / len(first)
+
+
+def least_in_common() -> float:
+    """The least share of the default's rows that another machine chose again."""
+    return min((_in_common(*pair) for pair in made_twice() if pair[1].name == grid.DEFAULT), default=1.0)
 
 
 def moved(metric: str) -> float:

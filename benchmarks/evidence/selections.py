@@ -128,7 +128,7 @@ def why() -> str:
     return "\n".join(
         ["## Damage and what training wins back", "",
          f"Means over the development pool's rows of a label, {SCHEMES[WANDA]}, and the fidelity gap that random rows closed in that "
-         "label's held-out rows. *A training token*: of all response tokens together, over all tokens of prompts and responses. Last line: "
+         f"label's held-out rows, a mean over {len(base)} seeds. *A training token*: of all response tokens together, over all tokens of prompts and responses. Last line: "
          "Spearman's rank correlation with that column.", "",
          "| | " + " | ".join(columns) + " | fidelity gap of `random` |", "|---" + "|--:" * (len(columns) + 1) + "|", *lines]
     )  # fmt: skip

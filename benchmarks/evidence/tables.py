@@ -14,6 +14,8 @@ from benchmarks.evidence.world import SCHEMES
 from paser.evaluation.paired import CLOSED, Judge, verdict
 
 WANDA = grid.WANDA
+# Those that the default rule has on the development pool: what stands beside it is of them.
+SHARED_SEEDS = grid.DEVELOPMENT_SEEDS[:3]
 WHERE = f"Development pool, {SCHEMES[WANDA]}, {grid.LARGE:,} training tokens"
 # Beside a gap closed of more than 1.
 OVER = "†"
