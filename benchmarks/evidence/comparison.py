@@ -315,9 +315,11 @@ def sensitivity() -> str:
     of_paser = [("as it is", grid.plain("paser", first))]
     of_default = [("as it is", grid.candidate(grid.DEFAULT, first))]
     of_paser += [(cell.name, [cell]) for cell in grid.sensitivity()]
-    # Two of the settings are ablations too.
-    of_paser += [(as_setting, grid.plain(name, first)) for name, as_setting in ABLATION_AS_SETTING.items()]
-    of_paser = of_paser[:1] + sorted(of_paser[1:], key=lambda pair: pair[0].rpartition(" ")[0])
+    # Two of the settings are ablations too; each comes before the others of its key.
+    for ablation, setting in ABLATION_AS_SETTING.items():
+        key = setting.partition(" ")[0]
+        place = next(i for i, (name, _) in enumerate(of_paser) if name.startswith(key))
+        of_paser.insert(place, (setting, grid.plain(ablation, first)))
     of_default += [(cell.name, [cell]) for cell in grid.sensitivity_of_default()]
     blocks = [
         block

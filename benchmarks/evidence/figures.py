@@ -27,6 +27,8 @@ def differences(path: Path, columns: Mapping[str, Mapping[str, Point]], title: s
             panel.axvline(0, color="#555555", linewidth=1)
             panel.set_title(metric, fontsize=10)
             panel.set_xlabel(title, fontsize=9)
+            panel.locator_params(axis="x", nbins=5)
+            panel.set_ylim(-0.7, len(names) - 0.3)
             panel.set_yticks(range(len(names)), names if panel is panels[0] else [""] * len(names))
 
 
