@@ -40,6 +40,8 @@ RULES = {
     "paser-random-inside": Rule(value="random"),
     "paser-no-conflicts": Rule(concepts=False),
     "per-token": Rule(share="total", value="per token", concepts=False),
+    "per-token-no-damage": Rule(share="rows", value="response share", concepts=False),
+    "coverage": Rule(share="total", value="coverage of damage", concepts=False),
     "recoverable": Rule("recoverability", "total", "per token", concepts=False),
     "recoverable-coverage": Rule("recoverability", "root of rate", "coverage", concepts=False),
 }
@@ -53,6 +55,8 @@ def shares(rule: Rule, rows: ScoredPool, members: list[list[int]]) -> list[float
         rate = sum(float(damage[i] * y[i]) for i in inside) / sum(int(x[i] + y[i]) for i in inside)
         if rule.share == "even":
             found.append(1.0)
+        elif rule.share == "rows":
+            found.append(float(len(inside)))
         elif rule.share == "root of rate":
             found.append(math.sqrt(max(rate, 0.0)))
         else:
@@ -67,6 +71,8 @@ def values(rule: Rule, rows: ScoredPool, members: list[list[int]]) -> dict[int, 
     if rule.value == "random":
         turns = sorted(range(COUNT), key=lambda i: draw_key("random-inside", SEED, rows.row_ids[i]))
         return {i: -float(turns.index(i)) for i in range(COUNT)}
+    if rule.value == "response share":
+        return {i: float(y[i]) / float(x[i] + y[i]) for i in range(COUNT)}
     by_token = {i: float(damage[i]) * float(y[i]) / float(x[i] + y[i]) for i in range(COUNT)}
     if rule.value == "per token":
         return by_token
@@ -75,8 +81,12 @@ def values(rule: Rule, rows: ScoredPool, members: list[list[int]]) -> dict[int, 
     unit = points.astype(float) / np.linalg.norm(points.astype(float), axis=1, keepdims=True)
     gains: dict[int, float] = {}
     for inside in members:
-        own = np.array([max(by_token[i], 0.0) for i in inside])
-        _, added = plain(unit[inside], own, np.ones(len(inside)), 0.5, np.sqrt(own))
+        ones = np.ones(len(inside))
+        if rule.value == "coverage of damage":
+            _, added = plain(unit[inside], damage[inside], ones, 0.0)
+        else:
+            own = np.array([max(by_token[i], 0.0) for i in inside])
+            _, added = plain(unit[inside], own, ones, 0.5, np.sqrt(own))
         gains |= {inside[place]: gain for place, gain in added.items()}
     return gains
 
