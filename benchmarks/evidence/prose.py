@@ -44,7 +44,7 @@ READING = Path(__file__).parent / "reading.md"
 TOLD = (
     grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
     "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "preselect",
-    "paser-random-inside", MORE_TOKENS,
+    "paser-random-inside", "full", MORE_TOKENS,
 )  # fmt: skip
 # A value of `reading.md`: text, or a difference.
 Told = Callable[[], str | Row]
@@ -95,6 +95,7 @@ def told() -> dict[str, Told]:
         cells = _told_cells(name)
         for metric in METRICS:
             values[f"{metric} of {name}"] = partial(_mean, metric, cells)
+        values[f"tokens of {name}"] = partial(_tokens, cells)
         values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
         values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
     values["left without training"] = partial(_left, None)
@@ -181,6 +182,13 @@ def _difference(metric: str, scheme: str, ours: list[Cell], theirs: list[Cell]) 
 def _mean(metric: str, cells: list[Cell]) -> str:
     done = list(trained(cells).values())
     return f"{judge(WANDA).mean(metric, done)['value']:.2f}" if done else UNKNOWN
+
+
+def _tokens(cells: list[Cell]) -> str:
+    """Training tokens of the first seed."""
+    done = trained(cells)
+    chosen = [cell_files.selection(cell)["tokens"] for cell in cells if cell.seed in done]
+    return f"{chosen[0]:,}" if chosen else UNKNOWN
 
 
 def _consists(what: str, form: str, cells: list[Cell]) -> str:
