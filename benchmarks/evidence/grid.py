@@ -53,10 +53,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 # Those that have the other seeds too: the best of each kind, and the controls: clusters and length, or
 # clusters and coverage, without damage.
-LEADING = (
-    "per-token", "recoverable", "per-token, no damage", "recoverable-coverage, no damage",
-    "recoverable-coverage, standing 0",
-)  # fmt: skip
+WITHOUT_DAMAGE = ("per-token, no damage", "recoverable-coverage, no damage")
+LEADING = ("per-token", "recoverable", *WITHOUT_DAMAGE, "recoverable-coverage, standing 0")
 # The rivals that the plan compares with three seeds, and those with two; our ablations have their own table.
 THREE_SEEDS = ("top-damage", "ifd", "prototypes")
 ABLATIONS = ("paser-uniform", "paser-random-inside", "paser-no-clusters", "paser-no-conflicts")

@@ -44,7 +44,7 @@ READING = Path(__file__).parent / "reading.md"
 TOLD = (
     grid.DEFAULT, grid.THIRD_WINNER, "random", "paser", "per-token", "recoverable", "longest", "total-damage",
     "ifd", "less", "grand", "variance-of-gradients", "influence-effort", "preselect",
-    "paser-random-inside", "full", MORE_TOKENS,
+    *grid.WITHOUT_DAMAGE, "paser-random-inside", "full", MORE_TOKENS,
 )  # fmt: skip
 # A value of `reading.md`: text, or a difference.
 Told = Callable[[], str | Row]
