@@ -59,6 +59,11 @@ def main(names: list[str]) -> None:
         seconds = time.perf_counter() - start
         write_json(RESULTS / f"{name}.json", {"machine": machine(), "seconds": seconds, "result": result})
         say(f"benchmark {name}: {duration(seconds)}")
+    write_page()
+
+
+def write_page() -> None:
+    """What has results, in the order of `NAMES`."""
     sections = []
     for name in NAMES:
         if (RESULTS / f"{name}.json").exists():
