@@ -99,6 +99,7 @@ def told() -> dict[str, Told]:
         values[f"wrong answers of {name}"] = partial(_consists, "wrong", ".0%", cells)
         values[f"response tokens of {name}"] = partial(_consists, "response", ",.0f", cells)
     values["left without training"] = partial(_left, None)
+    values["left without training in other labels"] = partial(_left, None, "behind")
     values["wrong answers of the pool"] = lambda: (
         f"{contents([[r['row_id'] for r in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)['wrong']:.0%}"
     )
