@@ -104,22 +104,21 @@ def told() -> dict[str, Told]:
         f"{contents([[r['row_id'] for r in world().pools[grid.DEVELOPMENT]]], grid.DEVELOPMENT)['wrong']:.0%}"
     )
     for name in grid.CEILING:
-        values[f"JSD by {name}"] = partial(_of_ceiling, "jsd", ".3f", name)
+        values[f"JSD by {name}"] = partial(_jsd_of_ceiling, name)
         values[f"left by {name}"] = partial(_left, name)
         values[f"left by {name} in other labels"] = partial(_left, name, "behind")
         values[f"healed by {name} over random"] = partial(_healed_over_random, name)
     for metric in METRICS:
         values[f"moved in {metric}"] = partial(_moved, metric)
-        for said in ("ahead of", "behind"):
-            values[f"{said} the default in {metric}"] = partial(_beside_default, metric, said.split()[0])
+        values[f"ahead of the default in {metric}"] = partial(_ahead_of_default, metric)
     for metric in (FIDELITY, CLOSED):
         for scheme, title in SCHEMES.items():
             for said in ("ahead", "behind"):
                 values[f"labels {said} in {metric}, {title}"] = partial(_labels, metric, scheme, said)
     for said in ("ahead", "behind"):
         values[f"labels {said} in gap closed"] = partial(_names_of_labels, said)
-    values["words, at most, of labels behind in gap closed"] = lambda: f"{max(_words('behind')):g}"
-    values["words, at least, of labels ahead in gap closed"] = lambda: f"{min(_words('ahead')):g}"
+    values["words, at most, of labels behind in gap closed"] = partial(_words, max, "behind")
+    values["words, at least, of labels ahead in gap closed"] = partial(_words, min, "ahead")
     values["rows in common on another processor"] = lambda: f"{least_in_common():.0%}"
     values["near an earlier pool"] = lambda: f"{near_earlier(grid.LAST) / len(world().pools[grid.LAST]):.0%}"
     values["comparisons in which the paper's policy is ahead in task accuracy"] = _ahead_in_accuracy
@@ -198,9 +197,9 @@ def _consists(what: str, form: str, cells: list[Cell]) -> str:
     return format(contents(chosen, grid.DEVELOPMENT)[what], form) if chosen else UNKNOWN
 
 
-def _of_ceiling(what: str, form: str, name: str) -> str:
+def _jsd_of_ceiling(name: str) -> str:
     top = of_ceiling(name)
-    return format(top[what], form) if top else UNKNOWN
+    return f"{top['jsd']:.3f}" if top else UNKNOWN
 
 
 def _left(name: str | None, but: str = "") -> str:
@@ -214,12 +213,12 @@ def _healed_over_random(name: str) -> str | Row:
     return healed_over(name, "random") or UNKNOWN
 
 
-def _beside_default(metric: str, said: str) -> str:
-    """How many selectors and policies the cells have ahead of the default, or behind it, by Holm's correction; of
-    those with two seeds or more."""
+def _ahead_of_default(metric: str) -> str:
+    """How many selectors and policies the cells have ahead of the default by Holm's correction; of those with two
+    seeds or more."""
     base = grid.candidate(grid.DEFAULT, grid.DEVELOPMENT_SEEDS)
     found = [one.verdict for one in compared_with(metric, all_compared(), base).values() if one.p is not None]
-    return f"{found.count(said)} of {len(found)}"
+    return f"{found.count('ahead')} of {len(found)}"
 
 
 def _labels(metric: str, scheme: str, said: str) -> str:
@@ -234,17 +233,17 @@ def _labels_in_loss(said: str) -> list[str]:
 
 
 def _names_of_labels(said: str) -> str:
-    *most, last = _labels_in_loss(said)
-    return f"{', '.join(most)} and {last}" if most else last
+    labels = _labels_in_loss(said)
+    return " and ".join(part for part in (", ".join(labels[:-1]), *labels[-1:]) if part) or UNKNOWN
 
 
-def _words(said: str) -> list[float]:
-    """Of each such label, the words of the median held-out answer."""
-    held_out_rows = world().held_out
-    return [
-        median(len(row["output"].split()) for row in held_out_rows if row["label"] == label)
+def _words(end: Callable[[list[float]], float], said: str) -> str:
+    """Words of the median held-out answer: of such labels the most, or the least."""
+    found = [
+        median(len(row["output"].split()) for row in world().held_out if row["label"] == label)
         for label in _labels_in_loss(said)
     ]
+    return f"{end(found):g}" if found else UNKNOWN
 
 
 def _moved(metric: str) -> str:
